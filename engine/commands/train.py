@@ -1,0 +1,38 @@
+"""`python -m engine train RECIPE.yaml --data DIR --out DIR`: train by a recipe; run again to resume."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from engine.errors import GLMError
+
+
+def main(arguments: list[str]) -> int:
+    """Exit status 0 when the run is complete, 2 for a mistake in recipe or data."""
+    parser = argparse.ArgumentParser(prog="python -m engine train", description=__doc__)
+    parser.add_argument("recipe", type=Path, help="a YAML recipe, e.g. engine/training/recipes/embedded.yaml")
+    parser.add_argument("--data", type=Path, required=True, help="folder of the sources that the recipe names")
+    parser.add_argument("--out", type=Path, required=True, help="run folder; an unfinished run in it is resumed")
+    parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
+
+    import torch
+
+    from engine.training.recipe import Recipe
+    from engine.training.trainer import Trainer
+
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        trainer = Trainer(Recipe.load(options.recipe), options.data, options.out)
+        trainer.prepare()
+        folder = trainer.train()
+    except GLMError as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    sys.stdout.write(f"{folder}\n")
+    return 0

@@ -1,0 +1,1 @@
+"""The GLM architecture: configuration, tokenizer, the layout of a sequence, the network, its files."""

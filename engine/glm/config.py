@@ -1,0 +1,133 @@
+"""The shape of a GLM and the few conventions that differ between models, as stored in a model folder's config.json.
+
+A model folder holds `config.json`, `model*.safetensors` and `tokenizer.model`. Nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from engine.errors import GLMError
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
+
+
+@dataclass(frozen=True, slots=True)
+class ChatFormat:
+    """How a conversation is written as one text: each part is a template with `{content}`, or a literal."""
+
+    name: str
+    user: str = "问：{content}\n"
+    assistant: str = "答：{content}\n"
+    answer: str = "答："  # stands before the [gMASK] that the answer fills
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Sizes and conventions of one model. Lengths are in tokens."""
+
+    name: str
+    layers: int
+    hidden: int
+    inner: int  # width of one half of the gated feed-forward layer
+    heads: int
+    vocabulary: int  # rows of the embedding, padding included
+    positions: int  # longest sequence, prompt and answer together
+    layernorm_epsilon: float = 1e-5
+    rotary_precision: str = "fp32"  # "fp16" for GLM-130B, whose own code computes the table so
+    num_image_tokens: int = 0  # 20000 in icetk's vocabulary
+    chat: ChatFormat | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("layers", "hidden", "inner", "heads", "vocabulary", "positions"):
+            value = getattr(self, field)
+            if not isinstance(value, int) or value < 1:
+                raise GLMError("bad_model", f"config.json: {field} must be a positive whole number, not {value!r}.", field=field)
+        if self.hidden % self.heads or (self.hidden // self.heads) % 2:
+            raise GLMError("bad_model", "config.json: hidden / heads must be an even whole number.", field="heads")
+        if self.rotary_precision not in ("fp16", "fp32"):
+            raise GLMError("bad_model", 'config.json: rotary_precision must be "fp16" or "fp32".', field="rotary_precision")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden // self.heads
+
+    def parameters(self) -> int:
+        """The number of parameters: the tied embedding, the layers, the last LayerNorm."""
+        attention = 4 * self.hidden * self.hidden + 4 * self.hidden
+        feed_forward = 3 * self.hidden * self.inner + 2 * self.inner + self.hidden
+        norms = 4 * self.hidden
+        return self.vocabulary * self.hidden + self.layers * (attention + feed_forward + norms) + 2 * self.hidden
+
+    @staticmethod
+    def load(folder: Path) -> Config:
+        """Read config.json of a model folder. Errors: model_not_found, bad_model (names the field)."""
+        path = Path(folder) / "config.json"
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise GLMError("model_not_found", f"{folder} is not a model folder: it has no config.json.", field="model") from error
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise GLMError("bad_model", f"{path} is not readable JSON.", field="model") from error
+        if not isinstance(values, dict):
+            raise GLMError("bad_model", f"{path} must hold one JSON object.", field="model")
+        known = {field.name for field in fields(Config)}
+        unknown, missing = set(values) - known, {"name", "layers", "hidden", "inner", "heads", "vocabulary", "positions"} - set(values)
+        if missing or unknown:
+            what = f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown fields {', '.join(sorted(unknown))}"
+            raise GLMError("bad_model", f"{path} {what}: not a config of this program.", field="model")
+        if values.get("chat") is not None:
+            try:
+                values["chat"] = ChatFormat(**values["chat"])
+            except TypeError as error:
+                raise GLMError("bad_model", f"{path}: chat is not a chat format ({error}).", field="chat") from error
+        return Config(**values)
+
+    def save(self, folder: Path) -> None:
+        """Write config.json."""
+        text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
+        (Path(folder) / "config.json").write_text(text + "\n", encoding="utf-8")
+
+
+CHAT = ChatFormat("question-answer")
+
+PRESETS = {
+    config.name: config
+    for config in (
+        Config("glm-130b", 70, 12288, 32768, 96, 150528, 2048, rotary_precision="fp16", num_image_tokens=20000),
+        Config("glm-330m", 24, 1024, 2816, 16, 20000, 2048, chat=CHAT),
+        Config("glm-base", 12, 768, 2048, 12, 32768, 1024, chat=CHAT),
+        Config("glm-embedded", 6, 320, 896, 8, 10048, 512, chat=CHAT),
+        Config("glm-tiny", 2, 64, 128, 4, 2048, 256, chat=CHAT),
+    )
+}
+
+
+def resolve_model(model: str | Path) -> Path:
+    """The folder of a model: `embedded`, or the path of a model folder. Error: model_not_found."""
+    folder = EMBEDDED_FOLDER if str(model) == EMBEDDED else Path(model).expanduser()
+    if not (folder / "config.json").is_file():
+        raise GLMError(
+            "model_not_found",
+            f"There is no model in {folder}: it needs config.json, model.safetensors and tokenizer.model.",
+            field="model",
+        )
+    return folder
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 (hex) over the names and bytes of a folder's safetensors files: the identity of a model version."""
+    digest = hashlib.sha256()
+    paths = sorted(Path(folder).glob("model*.safetensors"))
+    if not paths:
+        raise GLMError("bad_model", f"{folder} has no model*.safetensors.", field="model")
+    for path in paths:
+        digest.update(path.name.encode())
+        with path.open("rb") as file:
+            while block := file.read(1 << 22):
+                digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,162 @@
+"""The GLM network, exactly as GLM-130B computes it.
+
+Each layer: a = LN(x); x = a * alpha + attention(a); m = LN(x); x = m * alpha + feed_forward(m), alpha = sqrt(2 * layers)
+(DeepNorm, arXiv 2203.00555: the residual is the LayerNorm's output). The projection to query, key and value is
+interleaved per head. Rotary embedding over the whole head, "half" variant. GeGLU with exact gelu on the second half.
+Logits from the tied embedding. Biases everywhere.
+
+The caller hands in the attention (see attention.py), so that training, full forward passes and cached decoding are one
+code path; `run` goes from any layer to any other, so that a long prefill can pause between layers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from engine.glm.attention import MaskedAttention, prefix_visible
+from engine.glm.config import Config
+
+Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+Rotary = tuple[Tensor, Tensor]
+
+
+def rotary_table(positions: Tensor, head_dim: int, precision: str) -> Rotary:
+    """(cos, sin), each positions.shape + (head_dim,). "fp16" rounds every step to fp16 as GLM-130B's own code does."""
+    dtype = torch.float16 if precision == "fp16" else torch.float32
+    exponents = torch.arange(0, head_dim, 2, device=positions.device).float() / head_dim
+    inverse_frequencies = (1.0 / 10000**exponents).to(dtype)
+    angles = positions.to(dtype).unsqueeze(-1) * inverse_frequencies
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(states: Tensor, rotary: Rotary) -> Tensor:
+    """Rotate (batch, length, heads, head_dim) by tables (batch, length, head_dim)."""
+    cos, sin = (table.unsqueeze(2).to(states.dtype) for table in rotary)
+    first, second = states.chunk(2, dim=-1)
+    return states * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class SelfAttention(nn.Module):
+    """Projections around an attention that the caller brings."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.layer, self.heads, self.head_dim = layer, config.heads, config.head_dim
+        self.query_key_value = nn.Linear(config.hidden, 3 * config.hidden)
+        self.dense = nn.Linear(config.hidden, config.hidden)
+
+    def forward(self, states: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
+        batch, length, _ = states.shape
+        # (batch, length, heads, 3 * head_dim): the three parts of a head lie side by side
+        mixed = self.query_key_value(states).view(batch, length, -1, 3 * self.head_dim)
+        query, key, value = mixed.chunk(3, dim=-1)
+        context = attention(self.layer, rotate(query, rotary), rotate(key, rotary), value)
+        return self.dense(context.reshape(batch, length, -1))
+
+
+class FeedForward(nn.Module):
+    """GeGLU: u, g = halves of W x; output = V (u * gelu(g))."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.dense_h_to_4h = nn.Linear(config.hidden, 2 * config.inner)
+        self.dense_4h_to_h = nn.Linear(config.inner, config.hidden)
+
+    def forward(self, states: Tensor) -> Tensor:
+        value, gate = self.dense_h_to_4h(states).chunk(2, dim=-1)
+        return self.dense_4h_to_h(value * F.gelu(gate))
+
+
+class Layer(nn.Module):
+    """One transformer layer, post-LN with DeepNorm's residual."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.alpha = math.sqrt(2 * config.layers)
+        self.input_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon)
+        self.attention = SelfAttention(config, layer)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon)
+        self.mlp = FeedForward(config)
+
+    def forward(self, hidden: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
+        states = self.input_layernorm(hidden)
+        hidden = states * self.alpha + self.attention(states, rotary, attention)
+        states = self.post_attention_layernorm(hidden)
+        return states * self.alpha + self.mlp(states)
+
+
+class GLM(nn.Module):
+    """A GLM of any size. hidden states: (batch, length, hidden)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
+        self.word_embeddings = nn.Embedding(config.vocabulary, config.hidden)
+        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon)
+
+    @property
+    def device(self) -> torch.device:
+        return self.word_embeddings.weight.device
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(batch, length) ids -> (batch, length, hidden)."""
+        return self.word_embeddings(ids)
+
+    def rotary(self, positions: Tensor) -> Rotary:
+        """The tables for positions (batch, length)."""
+        return rotary_table(positions, self.config.head_dim, self.config.rotary_precision)
+
+    def run(self, hidden: Tensor, rotary: Rotary, attention: Attention, first: int = 0, last: int | None = None) -> Tensor:
+        """Layers first .. last-1 on hidden states."""
+        for layer in self.layers[first:last]:
+            hidden = layer(hidden, rotary, attention)
+        return hidden
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Hidden states after the last layer -> (..., vocabulary)."""
+        return F.linear(self.final_layernorm(hidden), self.word_embeddings.weight)
+
+    def forward(
+        self, ids: Tensor, positions: Tensor, context_length: Tensor | None = None, visible: Tensor | None = None
+    ) -> Tensor:
+        """Logits (batch, length, vocabulary) of whole sequences.
+
+        ids, positions: (batch, length). The mask is GLM's own for context_length (batch,), or `visible`
+        (batch, 1, length, length), True where a row sees a column.
+        """
+        if visible is None:
+            assert context_length is not None
+            visible = prefix_visible(ids.shape[1], context_length)
+        return self.logits(self.run(self.embed(ids), self.rotary(positions), MaskedAttention(visible)))
+
+
+def initialise(model: GLM, generator: torch.Generator) -> None:
+    """Fresh weights: DeepNorm's Xavier gains ((2 * layers) ** -0.5 for value, output and feed-forward, 1 for query and
+    key), zero biases, embedding N(0, 0.02) (GLM-130B, section 2.2)."""
+    config = model.config
+    small = (2 * config.layers) ** -0.5
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "layernorm" in name:
+                parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+            elif name.endswith("bias"):
+                parameter.zero_()
+            elif name == "word_embeddings.weight":
+                parameter.normal_(0.0, 0.02, generator=generator)
+            else:
+                # A fused matrix stands for several square or gated ones: its gain counts one part's rows.
+                parts = 3 if "query_key_value" in name else 2 if "dense_h_to_4h" in name else 1
+                rows, columns = parameter.shape
+                std = math.sqrt(2.0 / (rows // parts + columns))
+                parameter.normal_(0.0, std, generator=generator)
+                if "query_key_value" in name:
+                    parameter.view(config.heads, 3, config.head_dim, columns)[:, 2].mul_(small)
+                else:
+                    parameter.mul_(small)

@@ -1,0 +1,1 @@
+"""Training a GLM: vocabulary, data, blank-infilling objective, trainer."""
