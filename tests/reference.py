@@ -34,7 +34,9 @@ def load_model(folder: Path, checkpoint: str = "tiny-mp1") -> GLM:
     tensors = torch.load(file, map_location="cpu", weights_only=True)["module"]
     model = GLM(load_config(folder))
     state = {
-        name.removeprefix("transformer."): tensor.float() for name, tensor in tensors.items() if not name.endswith("inv_freq")
+        name.removeprefix("transformer."): tensor.float()
+        for name, tensor in tensors.items()
+        if not name.endswith("inv_freq")
     }
     model.load_state_dict(state)
     return model.eval()

@@ -82,7 +82,9 @@ def test_splice(text: str, fill: str, expected: str) -> None:
     assert blanks.splice(text, start, start + len("[MASK]"), fill) == expected
 
 
-@pytest.mark.parametrize("text", ["The capital of [MASK] is Tokyo.", "Once upon[gMASK]", "我们[sMASK]回家。", "[MASK] a [MASK] b"])
+@pytest.mark.parametrize(
+    "text", ["The capital of [MASK] is Tokyo.", "Once upon[gMASK]", "我们[sMASK]回家。", "[MASK] a [MASK] b"]
+)
 def test_training_layout_begins_with_the_inference_prompt(text: str, tokenizer: Tokenizer) -> None:
     document = blanks.parse(text, tokenizer)
     answer = tokenizer.encode_plain(" some answer 回答")

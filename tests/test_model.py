@@ -30,7 +30,9 @@ def test_context_is_bidirectional_and_answer_is_causal(model: GLM) -> None:
         before = model(ids, positions, context)
         changed = ids.clone()
         changed[0, 5] = (ids[0, 5] + 1) % model.config.vocabulary
-        assert not torch.allclose(model(changed, positions, context)[0, 0], before[0, 0])  # the first row sees the context's last
+        assert not torch.allclose(
+            model(changed, positions, context)[0, 0], before[0, 0]
+        )  # the first row sees the context's last
         changed = ids.clone()
         changed[0, 9] = (ids[0, 9] + 1) % model.config.vocabulary
         after = model(changed, positions, context)

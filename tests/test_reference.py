@@ -94,7 +94,9 @@ def test_hidden_states(reference: Path, model: GLM) -> None:
             return context
 
     with torch.no_grad():
-        hidden = model.run(model.embed(data["tokens"]), model.rotary(data["position_ids"]), Recorder(~data["attention_mask"]))
+        hidden = model.run(
+            model.embed(data["tokens"]), model.rotary(data["position_ids"]), Recorder(~data["attention_mask"])
+        )
         model.logits(hidden)
     for handle in handles:
         handle.remove()

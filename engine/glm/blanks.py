@@ -84,7 +84,9 @@ def parse(text: str, tokenizer: Tokenizer) -> Document:
     """Tokenise a text with blanks. A text without any gets a [gMASK] at its end. Error: unknown_mask."""
     for found in _LOOKS_LIKE_MASK.finditer(text):
         if found.group() not in MASKS:
-            raise GLMError("unknown_mask", f"{found.group()} is not a mask. Masks are {', '.join(MASKS)}.", field="text")
+            raise GLMError(
+                "unknown_mask", f"{found.group()} is not a mask. Masks are {', '.join(MASKS)}.", field="text"
+            )
     if not _MASK.search(text):
         text += "[gMASK]"
     ids: list[int] = []
@@ -116,7 +118,9 @@ def prompt(context: Sequence[int], mask_index: int, tokenizer: Tokenizer) -> Pro
     return Prompt(ids, positions, len(ids) - 1, next_position, step)
 
 
-def _begin(context: tuple[int, ...], mask_index: int, tokenizer: Tokenizer) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
+def _begin(
+    context: tuple[int, ...], mask_index: int, tokenizer: Tokenizer
+) -> tuple[tuple[int, ...], tuple[int, ...], int, int]:
     length = len(context)
     ids = (*context, tokenizer.sop)
     if context[mask_index] == tokenizer.gmask:

@@ -22,9 +22,7 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.devi
     Errors: model_not_found, bad_model (a missing, extra, mis-shaped or unreadable tensor, by name).
     """
     config = Config.load(folder)
-    with torch.device("meta"):
-        model = GLM(config)
-    model = model.to(dtype).to_empty(device=device)
+    model = GLM(config, device=device, dtype=dtype)
     wanted = dict(model.named_parameters())
     for path in weight_files(folder):
         try:
@@ -39,7 +37,9 @@ def load(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.devi
                     with torch.no_grad():
                         parameter.copy_(tensor)
         except SafetensorError as error:
-            raise GLMError("bad_model", f"{path.name} is not a whole safetensors file ({error}).", field="model") from error
+            raise GLMError(
+                "bad_model", f"{path.name} is not a whole safetensors file ({error}).", field="model"
+            ) from error
     if wanted:
         raise GLMError("bad_model", f"{folder} lacks {len(wanted)} tensors, {next(iter(wanted))} first.", field="model")
     return model.eval()
@@ -53,7 +53,9 @@ def weight_files(folder: Path) -> list[Path]:
     return paths
 
 
-def save(model: GLM, folder: Path, *, tokenizer: Path, dtype: torch.dtype = torch.float16, about: dict | None = None) -> None:
+def save(
+    model: GLM, folder: Path, *, tokenizer: Path, dtype: torch.dtype = torch.float16, about: dict | None = None
+) -> None:
     """Write a model folder that `load` and the server read. Whole or not at all: it is moved into place at the end.
 
     tokenizer: the vocabulary file to copy; about: a few words for the file's own metadata (string to string).

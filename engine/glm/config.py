@@ -46,11 +46,15 @@ class Config:
         for field in ("layers", "hidden", "inner", "heads", "vocabulary", "positions"):
             value = getattr(self, field)
             if not isinstance(value, int) or value < 1:
-                raise GLMError("bad_model", f"config.json: {field} must be a positive whole number, not {value!r}.", field=field)
+                raise GLMError(
+                    "bad_model", f"config.json: {field} must be a positive whole number, not {value!r}.", field=field
+                )
         if self.hidden % self.heads or (self.hidden // self.heads) % 2:
             raise GLMError("bad_model", "config.json: hidden / heads must be an even whole number.", field="heads")
         if self.rotary_precision not in ("fp16", "fp32"):
-            raise GLMError("bad_model", 'config.json: rotary_precision must be "fp16" or "fp32".', field="rotary_precision")
+            raise GLMError(
+                "bad_model", 'config.json: rotary_precision must be "fp16" or "fp32".', field="rotary_precision"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -70,15 +74,22 @@ class Config:
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise GLMError("model_not_found", f"{folder} is not a model folder: it has no config.json.", field="model") from error
+            raise GLMError(
+                "model_not_found", f"{folder} is not a model folder: it has no config.json.", field="model"
+            ) from error
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise GLMError("bad_model", f"{path} is not readable JSON.", field="model") from error
         if not isinstance(values, dict):
             raise GLMError("bad_model", f"{path} must hold one JSON object.", field="model")
         known = {field.name for field in fields(Config)}
-        unknown, missing = set(values) - known, {"name", "layers", "hidden", "inner", "heads", "vocabulary", "positions"} - set(values)
+        unknown, missing = (
+            set(values) - known,
+            {"name", "layers", "hidden", "inner", "heads", "vocabulary", "positions"} - set(values),
+        )
         if missing or unknown:
-            what = f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown fields {', '.join(sorted(unknown))}"
+            what = (
+                f"lacks {', '.join(sorted(missing))}" if missing else f"has unknown fields {', '.join(sorted(unknown))}"
+            )
             raise GLMError("bad_model", f"{path} {what}: not a config of this program.", field="model")
         if values.get("chat") is not None:
             try:

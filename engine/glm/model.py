@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,14 +43,26 @@ def rotate(states: Tensor, rotary: Rotary) -> Tensor:
     return states * cos + torch.cat((-second, first), dim=-1) * sin
 
 
+# Weights are not drawn when a module is made: `initialise` or checkpoint.load writes every one of them, and drawing 130
+# billion numbers to throw them away takes minutes.
+class Linear(nn.Linear):
+    def reset_parameters(self) -> None:
+        pass
+
+
+class Embedding(nn.Embedding):
+    def reset_parameters(self) -> None:
+        pass
+
+
 class SelfAttention(nn.Module):
     """Projections around an attention that the caller brings."""
 
-    def __init__(self, config: Config, layer: int) -> None:
+    def __init__(self, config: Config, layer: int, **factory: Any) -> None:
         super().__init__()
         self.layer, self.heads, self.head_dim = layer, config.heads, config.head_dim
-        self.query_key_value = nn.Linear(config.hidden, 3 * config.hidden)
-        self.dense = nn.Linear(config.hidden, config.hidden)
+        self.query_key_value = Linear(config.hidden, 3 * config.hidden, **factory)
+        self.dense = Linear(config.hidden, config.hidden, **factory)
 
     def forward(self, states: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
         batch, length, _ = states.shape
@@ -63,10 +76,10 @@ class SelfAttention(nn.Module):
 class FeedForward(nn.Module):
     """GeGLU: u, g = halves of W x; output = V (u * gelu(g))."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, **factory: Any) -> None:
         super().__init__()
-        self.dense_h_to_4h = nn.Linear(config.hidden, 2 * config.inner)
-        self.dense_4h_to_h = nn.Linear(config.inner, config.hidden)
+        self.dense_h_to_4h = Linear(config.hidden, 2 * config.inner, **factory)
+        self.dense_4h_to_h = Linear(config.inner, config.hidden, **factory)
 
     def forward(self, states: Tensor) -> Tensor:
         value, gate = self.dense_h_to_4h(states).chunk(2, dim=-1)
@@ -76,13 +89,13 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """One transformer layer, post-LN with DeepNorm's residual."""
 
-    def __init__(self, config: Config, layer: int) -> None:
+    def __init__(self, config: Config, layer: int, **factory: Any) -> None:
         super().__init__()
         self.alpha = math.sqrt(2 * config.layers)
-        self.input_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon)
-        self.attention = SelfAttention(config, layer)
-        self.post_attention_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon)
-        self.mlp = FeedForward(config)
+        self.input_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon, **factory)
+        self.attention = SelfAttention(config, layer, **factory)
+        self.post_attention_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon, **factory)
+        self.mlp = FeedForward(config, **factory)
 
     def forward(self, hidden: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
         states = self.input_layernorm(hidden)
@@ -92,14 +105,17 @@ class Layer(nn.Module):
 
 
 class GLM(nn.Module):
-    """A GLM of any size. hidden states: (batch, length, hidden)."""
+    """A GLM of any size. hidden states: (batch, length, hidden). Made without weights: see `Linear`."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(
+        self, config: Config, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.config = config
-        self.word_embeddings = nn.Embedding(config.vocabulary, config.hidden)
-        self.layers = nn.ModuleList(Layer(config, layer) for layer in range(config.layers))
-        self.final_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon)
+        factory = {"device": device, "dtype": dtype}
+        self.word_embeddings = Embedding(config.vocabulary, config.hidden, **factory)
+        self.layers = nn.ModuleList(Layer(config, layer, **factory) for layer in range(config.layers))
+        self.final_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon, **factory)
 
     @property
     def device(self) -> torch.device:
@@ -113,7 +129,9 @@ class GLM(nn.Module):
         """The tables for positions (batch, length)."""
         return rotary_table(positions, self.config.head_dim, self.config.rotary_precision)
 
-    def run(self, hidden: Tensor, rotary: Rotary, attention: Attention, first: int = 0, last: int | None = None) -> Tensor:
+    def run(
+        self, hidden: Tensor, rotary: Rotary, attention: Attention, first: int = 0, last: int | None = None
+    ) -> Tensor:
         """Layers first .. last-1 on hidden states."""
         for layer in self.layers[first:last]:
             hidden = layer(hidden, rotary, attention)

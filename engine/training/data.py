@@ -55,7 +55,9 @@ def load_source(folder: Path, name: str, options: dict, tokenizer: Tokenizer, he
         if "messages" in row and row["messages"][0]["content"] in held_out:
             continue
         made = _split(row, options.get("split"))
-        times = max([1, *(count for text, count in options.get("boost", {}).items() if text in str(row.get("text", row)))])
+        times = max(
+            [1, *(count for text, count in options.get("boost", {}).items() if text in str(row.get("text", row)))]
+        )
         rows += made * times
     for row in rows:
         if "text" in row and "answers" not in row:
@@ -114,9 +116,12 @@ class Mixture:
                 yield self.pending.pop(0)
             drawn = [now - then + 1.0 for now, then in zip(self.tokens, self.stage_began, strict=True)]
             index = min(
-                (index for index, weight in enumerate(weights) if weight > 0), key=lambda index: drawn[index] / weights[index]
+                (index for index, weight in enumerate(weights) if weight > 0),
+                key=lambda index: drawn[index] / weights[index],
             )
-            self.pending = row_samples(self._next_row(index), self.chat, self.tokenizer, self.objective, length, self.random)
+            self.pending = row_samples(
+                self._next_row(index), self.chat, self.tokenizer, self.objective, length, self.random
+            )
             self.left_out += not self.pending
             self.tokens[index] += sum(len(sample.ids) for sample in self.pending) or 1
 
@@ -139,7 +144,9 @@ class Mixture:
     def state(self) -> dict:
         """Everything that decides what comes next, in plain lists and numbers."""
         names = ("served", "tokens", "stage", "stage_began", "left_out")
-        pending = [[list(getattr(sample, name)) for name in _SAMPLE] + [sample.context_length] for sample in self.pending]
+        pending = [
+            [list(getattr(sample, name)) for name in _SAMPLE] + [sample.context_length] for sample in self.pending
+        ]
         return {"random": self.random.getstate(), "pending": pending, **{name: getattr(self, name) for name in names}}
 
     def restore(self, state: dict) -> None:

@@ -52,7 +52,9 @@ def spans(length: int, objective: Objective, random: Random) -> list[tuple[int, 
     return sorted(chosen)
 
 
-def document_sample(ids: Sequence[int], ended: bool, tokenizer: Tokenizer, objective: Objective, random: Random) -> Sample:
+def document_sample(
+    ids: Sequence[int], ended: bool, tokenizer: Tokenizer, objective: Objective, random: Random
+) -> Sample:
     """A pre-training sequence from a document's ids. ended: whether the document really ends here, so that `eop` is true."""
     if random.random() < objective.mask_share and len(ids) >= 4:
         return _short_spans(ids, tokenizer, objective, random)
@@ -99,7 +101,9 @@ def chat_sample(messages: Sequence[tuple[str, str]], chat: ChatFormat, tokenizer
     """The sequence that answers the last message, an assistant's, given those before it."""
     role, answer = messages[-1]
     if role != "assistant" or len(messages) < 2:
-        raise GLMError("bad_data", "A conversation must end in an assistant's message with a user's before it.", field="messages")
+        raise GLMError(
+            "bad_data", "A conversation must end in an assistant's message with a user's before it.", field="messages"
+        )
     document = blanks.parse(blanks.chat_text(messages[:-1], chat), tokenizer)
     return blanks.layout(document.ids, [(document.masks[-1].index, tokenizer.encode_plain(answer))], tokenizer)
 
@@ -129,5 +133,7 @@ def row_samples(
         room = int((length - 4) / (1 + objective.masked_tokens))
         start = random.randrange(0, len(ids) - room + 1) if len(ids) > room else 0
         piece = [int(token) for token in ids[start : start + room]]
-        samples = [document_sample(piece, start + room >= len(ids), tokenizer, objective, random)] if len(piece) >= 2 else []
+        samples = (
+            [document_sample(piece, start + room >= len(ids), tokenizer, objective, random)] if len(piece) >= 2 else []
+        )
     return [sample for sample in samples if len(sample.ids) <= length]

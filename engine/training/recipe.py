@@ -109,5 +109,10 @@ class Recipe(_Strict):
         longest = max(stage.length for stage in recipe.stages)
         if longest > recipe.config.positions:
             limit = recipe.config.positions
-            raise GLMError("bad_data", f"{path}: length {longest} is over the model's {limit} positions.", field="length", limit=limit)
+            raise GLMError(
+                "bad_data",
+                f"{path}: length {longest} is over the model's {limit} positions.",
+                field="length",
+                limit=limit,
+            )
         return recipe

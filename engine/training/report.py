@@ -97,7 +97,10 @@ async def report(folder: Path, held_out: list[dict]) -> dict:
             "questions": len(rows),
             "right": sum(row["right"] for row in rows),
             "by_language": {
-                language: [sum(row["right"] for row in rows if row["lang"] == language), sum(row["lang"] == language for row in rows)]
+                language: [
+                    sum(row["right"] for row in rows if row["lang"] == language),
+                    sum(row["lang"] == language for row in rows),
+                ]
                 for language in languages
             },
             "wrong": [{key: row[key] for key in ("question", "answer", "said")} for row in rows if not row["right"]],
@@ -125,7 +128,9 @@ def draw_loss(metrics: Path, picture: Path) -> dict:
     changes = [i for i in range(1, len(lines)) if lines[i]["stage"] != lines[i - 1]["stage"]]
     for i in changes:
         axes.axvline(tokens[i], color="gray", linewidth=0.8, linestyle="--")
-        axes.annotate(lines[i]["stage"], (tokens[i], max(losses) * 0.9), xytext=(4, 0), textcoords="offset points", fontsize=8)
+        axes.annotate(
+            lines[i]["stage"], (tokens[i], max(losses) * 0.9), xytext=(4, 0), textcoords="offset points", fontsize=8
+        )
     axes.set_xlabel("million tokens read")
     axes.set_ylabel("cross-entropy per target token")
     axes.legend(fontsize=8)

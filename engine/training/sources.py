@@ -39,9 +39,13 @@ def read_rows(folder: Path, name: str, limit_bytes: int | None = None) -> Iterat
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise GLMError("bad_data", f"{path.name}, line {number}: not JSON ({error.msg}).", field="data") from error
+                raise GLMError(
+                    "bad_data", f"{path.name}, line {number}: not JSON ({error.msg}).", field="data"
+                ) from error
             if not isinstance(row, dict) or not ("text" in row or "messages" in row):
-                raise GLMError("bad_data", f'{path.name}, line {number}: a row needs "text" or "messages".', field="data")
+                raise GLMError(
+                    "bad_data", f'{path.name}, line {number}: a row needs "text" or "messages".', field="data"
+                )
             yield row
             read += len(line.encode())
             if limit_bytes is not None and read >= limit_bytes:

@@ -36,7 +36,9 @@ log = logging.getLogger(__name__)
 def batch_loss(model: GLM, batch: Batch) -> tuple[Tensor, int]:
     """(sum of cross-entropy over the targets, their number). Logits are made only where a target is."""
     device = model.device
-    ids, positions, targets = (torch.from_numpy(array).to(device) for array in (batch.ids, batch.positions, batch.targets))
+    ids, positions, targets = (
+        torch.from_numpy(array).to(device) for array in (batch.ids, batch.positions, batch.targets)
+    )
     visible = packed_visible(torch.from_numpy(batch.document).to(device), torch.from_numpy(batch.context).to(device))
     hidden = model.run(model.embed(ids), model.rotary(positions), MaskedAttention(visible))
     asked = targets >= 0
@@ -70,13 +72,17 @@ class Trainer:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in held)
         path = self.folder / "held_out.jsonl"
         if path.exists() and path.read_text(encoding="utf-8") != text:
-            raise GLMError("bad_data", f"{path} differs from what recipe and data give now: a new run needs a new folder.")
+            raise GLMError(
+                "bad_data", f"{path} differs from what recipe and data give now: a new run needs a new folder."
+            )
         path.write_text(text, encoding="utf-8")
         self.held_out = held
         log.info("%d questions held out, sha256 %s", len(held), digest(held))
         if not self.tokenizer_file.exists():
             if self.recipe.vocabulary is None:
-                raise GLMError("bad_data", f"{self.tokenizer_file} is missing and the recipe trains none.", field="vocabulary")
+                raise GLMError(
+                    "bad_data", f"{self.tokenizer_file} is missing and the recipe trains none.", field="vocabulary"
+                )
             log.info("training the vocabulary")
             train_vocabulary(self._vocabulary_texts(), self.tokenizer_file, self.recipe.config.vocabulary)
         self.tokenizer = Tokenizer.load(self.tokenizer_file)
@@ -101,11 +107,20 @@ class Trainer:
         # gloo needs no shared-memory kernel; without this DeepSpeed would compile one.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         if not torch.distributed.is_initialized():
-            rendezvous = {} if "MASTER_ADDR" in os.environ else {"init_method": f"file://{self.folder.resolve()}/.rendezvous"}
+            rendezvous = (
+                {} if "MASTER_ADDR" in os.environ else {"init_method": f"file://{self.folder.resolve()}/.rendezvous"}
+            )
             (self.folder / ".rendezvous").unlink(missing_ok=True)
             os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, even for one process without a launcher
             backend = "nccl" if torch.accelerator.is_available() else "gloo"
-            deepspeed.init_distributed(dist_backend=backend, rank=self.rank, world_size=self.world, auto_mpi_discovery=False, verbose=False, **rendezvous)
+            deepspeed.init_distributed(
+                dist_backend=backend,
+                rank=self.rank,
+                world_size=self.world,
+                auto_mpi_discovery=False,
+                verbose=False,
+                **rendezvous,
+            )
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         model = GLM(recipe.config)
@@ -176,12 +191,24 @@ class Trainer:
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             if self.step % 10 == 0:
-                log.info("step %d/%d %s loss %.3f %.0f tokens/s", self.step, self.recipe.steps, stage, line["loss"], line["tokens"] / seconds)
+                log.info(
+                    "step %d/%d %s loss %.3f %.0f tokens/s",
+                    self.step,
+                    self.recipe.steps,
+                    stage,
+                    line["loss"],
+                    line["tokens"] / seconds,
+                )
 
     def _save(self, model: GLM, optimizer: MuonAdamW, mixture: Mixture) -> None:
         """Write the state beside the old one, then rename: a killed save leaves the old one whole."""
         path = self.folder / f"state-{self.rank}.pt"
-        state = {"step": self.step, "model": model.state_dict(), "optimizer": optimizer.state_dict(), "mixture": mixture.state()}
+        state = {
+            "step": self.step,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "mixture": mixture.state(),
+        }
         torch.save(state, path.with_suffix(".new"))
         path.with_suffix(".new").replace(path)
 

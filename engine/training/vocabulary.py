@@ -13,7 +13,9 @@ from pathlib import Path
 SPECIAL_TOKENS = 8  # [MASK] [gMASK] [sMASK] eod sop eop ENC dBLOCK
 
 
-def train_vocabulary(texts: Iterable[str], path: Path, size: int, *, threads: int = 2, sentences: int = 1_000_000) -> None:
+def train_vocabulary(
+    texts: Iterable[str], path: Path, size: int, *, threads: int = 2, sentences: int = 1_000_000
+) -> None:
     """Train on `texts` and write the model file to `path`. `size` is the whole vocabulary, special tokens included."""
     import sentencepiece
 

@@ -1,0 +1,34 @@
+"""python -m engine COMMAND ...: everything that needs no web server."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+
+SUMMARIES = {
+    "generate": "fill blanks, go on with texts, or chat, from the command line",
+    "train": "train a model by a recipe, or resume a run",
+    "report": "what a trained model answers, and its score on held-out questions",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; returns the exit status. 2 is a mistake in the arguments, told in a sentence."""
+    commands = {name: text for name, text in SUMMARIES.items() if importlib.util.find_spec(f"engine.commands.{name}")}
+    lines = [f"  {name:10} {text}" for name, text in commands.items()]
+    usage = "\n".join(
+        ["usage: python -m engine COMMAND ...", "", "commands:", *lines, "", "COMMAND --help tells more.", ""]
+    )
+    if arguments and arguments[0] in ("-h", "--help"):
+        sys.stdout.write(usage)
+        return 0
+    if not arguments or arguments[0] not in commands:
+        problem = f"There is no command {arguments[0]!r}." if arguments else "A command is missing."
+        sys.stderr.write(f"{problem}\n{usage}")
+        return 2
+    return importlib.import_module(f"engine.commands.{arguments[0]}").main(arguments[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The subcommands of `python -m engine`, one file each with a `main(arguments) -> exit status`."""

@@ -1,0 +1,144 @@
+"""Keys and values of all running sequences, and attention over them.
+
+One tensor each for keys and values, (layers, slots, heads, columns, head_dim): a sequence owns a slot from its first to its
+last token. The cache knows columns only: which position a token was read at is already rotated into its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class KeyValueCache:
+    """Memory is zeroed, so that a column never written weighs nothing when it is masked (0 * nan would be nan)."""
+
+    def __init__(
+        self, layers: int, slots: int, heads: int, columns: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        shape = (layers, slots, heads, columns, head_dim)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
+        self.values = torch.zeros(shape, dtype=dtype, device=device)
+
+    @property
+    def device(self) -> torch.device:
+        return self.keys.device
+
+    def write(self, layer: int, slot: int, key: Tensor, value: Tensor) -> None:
+        """The first columns of a slot. key, value: (length, heads, head_dim)."""
+        length = key.shape[0]
+        self.keys[layer, slot, :, :length] = key.transpose(0, 1)
+        self.values[layer, slot, :, :length] = value.transpose(0, 1)
+
+    def append(self, layer: int, slots: Tensor, columns: Tensor, key: Tensor, value: Tensor) -> None:
+        """One column in each of several slots. slots, columns: (rows,); key, value: (rows, heads, head_dim)."""
+        self.keys[layer][slots, :, columns] = key
+        self.values[layer][slots, :, columns] = value
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """The first `length` columns of one slot to another, in all layers."""
+        self.keys[:, target, :, :length] = self.keys[:, source, :, :length]
+        self.values[:, target, :, :length] = self.values[:, source, :, :length]
+
+    def clear(self, slot: int) -> None:
+        """For a slot that may hold inf or nan: masking alone doesn't keep those from its next sequence."""
+        self.keys[:, slot] = 0
+        self.values[:, slot] = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A prompt in a packed pass: `context` tokens that see each other, then branches of the given lengths, causal, that see
+    the context and themselves. Keys and values go to `slot` (only with a single branch), or nowhere."""
+
+    context: int
+    branches: tuple[int, ...]
+    slot: int | None
+
+    @property
+    def length(self) -> int:
+        return self.context + sum(self.branches)
+
+
+class PromptAttention:
+    """Attention of a packed pass: tensors (1, tokens, heads, head_dim), the segments' tokens one after the other.
+
+    Each segment is computed by itself, so that its result doesn't depend on the others.
+    """
+
+    def __init__(self, cache: KeyValueCache, segments: Sequence[Segment]) -> None:
+        assert all(segment.slot is None or len(segment.branches) == 1 for segment in segments)
+        self._cache, self._segments = cache, segments
+        self._visible = [_branch_mask(segment, cache.device) for segment in segments]
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        context = torch.empty_like(query)
+        start = 0
+        for segment, visible in zip(self._segments, self._visible, strict=True):
+            middle, end = start + segment.context, start + segment.length
+            if segment.slot is not None:
+                self._cache.write(layer, segment.slot, key[0, start:end], value[0, start:end])
+            context[:, start:middle] = _attend(
+                query[:, start:middle], key[:, start:middle], value[:, start:middle], None
+            )
+            context[:, middle:end] = _attend(query[:, middle:end], key[:, start:end], value[:, start:end], visible)
+            start = end
+        return context
+
+
+class StepAttention:
+    """Attention of a decode step: tensors (rows, 1, heads, head_dim); row i is the token in column columns[i] of slots[i].
+
+    Slots must ascend. Every row sees the columns of its slot up to its own. Slots that lie side by side are computed
+    together on a view of the cache, masked to each row's length: nothing is gathered or copied.
+    """
+
+    def __init__(self, cache: KeyValueCache, slots: Sequence[int], columns: Sequence[int]) -> None:
+        self._cache = cache
+        self._slots = torch.tensor(slots, dtype=torch.long, device=cache.device)
+        self._columns = torch.tensor(columns, dtype=torch.long, device=cache.device)
+        self._runs: list[tuple[slice, slice, int, Tensor | None]] = []
+        first = 0
+        for row in range(1, len(slots) + 1):
+            assert row == len(slots) or slots[row] > slots[row - 1]
+            if row < len(slots) and slots[row] == slots[row - 1] + 1:
+                continue
+            lengths = [column + 1 for column in columns[first:row]]
+            longest = max(lengths)
+            visible = None
+            if min(lengths) < longest:
+                order = torch.arange(longest, device=cache.device)
+                visible = order[None, None, None] <= self._columns[first:row, None, None, None]  # (rows, 1, 1, columns)
+            self._runs.append((slice(first, row), slice(slots[first], slots[row - 1] + 1), longest, visible))
+            first = row
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self._cache.append(layer, self._slots, self._columns, key[:, 0], value[:, 0])
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        context = torch.empty_like(query)
+        for rows, slots, longest, visible in self._runs:
+            context[rows] = F.scaled_dot_product_attention(
+                query[rows].transpose(1, 2), keys[slots, :, :longest], values[slots, :, :longest], attn_mask=visible
+            ).transpose(1, 2)
+        return context
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
+    return F.scaled_dot_product_attention(
+        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=visible
+    ).transpose(1, 2)
+
+
+def _branch_mask(segment: Segment, device: torch.device) -> Tensor | None:
+    """(rows behind the context, all columns), True = visible; None where everything is (a single row)."""
+    tail = sum(segment.branches)
+    if tail == 1:
+        return None
+    branch = torch.repeat_interleave(torch.tensor(segment.branches, device=device))
+    order = torch.arange(tail, device=device)
+    own = (branch[:, None] == branch[None, :]) & (order[None, :] <= order[:, None])
+    return torch.cat((torch.ones(tail, segment.context, dtype=torch.bool, device=device), own), dim=1)

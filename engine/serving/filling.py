@@ -1,0 +1,54 @@
+"""A document while its blanks are filled, left to right: its ids for the model and its text for people. Torch-free.
+
+A fill goes into the ids as the tokens that were generated, and into the text as their text, so that the next blank's
+prompt holds exactly what the model said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from engine.glm import blanks
+from engine.glm.blanks import Document, Mask, Prompt
+from engine.glm.tokenizer import Tokenizer
+
+
+class Filling:
+    """`text` and `ids` of the document as it is. Masks keep the places that they had in the document; `place` them in order."""
+
+    def __init__(self, document: Document, tokenizer: Tokenizer) -> None:
+        self.text = document.text
+        self.ids = list(document.ids)
+        self._tokenizer = tokenizer
+        self._text_moved = self._ids_moved = 0  # what later masks moved by
+
+    def prompt(self, mask: Mask) -> Prompt:
+        """What the model reads to fill a blank."""
+        return blanks.prompt(self.ids, mask.index + self._ids_moved, self._tokenizer)
+
+    def left(self, mask: Mask) -> str:
+        """The text before a blank."""
+        return self.text[: mask.start + self._text_moved]
+
+    def shown(self, mask: Mask, fill: str) -> str:
+        """What a fill adds to the text in this place: the space that it begins with may be there already."""
+        left = self.left(mask)
+        return blanks.splice(left, len(left), len(left), fill)[len(left) :]
+
+    def with_fill(self, mask: Mask, fill: str) -> str:
+        """The text with a fill in place of a mask."""
+        return blanks.splice(self.text, mask.start + self._text_moved, mask.end + self._text_moved, fill)
+
+    def answer_ids(self, mask: Mask, answer: str) -> list[int]:
+        """The ids of somebody's own words for a blank: a space before the blank belongs to them."""
+        space = " " if self.left(mask).endswith(" ") and not answer.startswith(" ") else ""
+        return self._tokenizer.encode_plain(space + answer) if answer else []
+
+    def place(self, mask: Mask, ids: Sequence[int], fill: str) -> None:
+        """Fill a blank for good."""
+        text = self.with_fill(mask, fill)
+        self._text_moved += len(text) - len(self.text)
+        self.text = text
+        at = mask.index + self._ids_moved
+        self.ids[at : at + 1] = ids
+        self._ids_moved += len(ids) - 1

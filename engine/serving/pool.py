@@ -1,0 +1,354 @@
+"""All replicas of one model behind one queue, for the event loop of the web process. Torch-free.
+
+    pool = Pool("embedded"); await pool.start()
+    async for event in pool.stream(request): ...      # Queued*, Started, Token*, Finished or Cancelled; or GLMError
+
+Requests are given out first in, first out, to the replica with the fewest tokens in flight that has slots for all their
+rows. When a replica dies, its requests are run again if no text of theirs had left, else they fail with `worker_died`.
+Every accepted request ends in exactly one Finished, Cancelled or GLMError.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+import weakref
+from collections import deque
+from pathlib import Path
+from typing import Any, Protocol
+
+from engine.errors import GLMError
+from engine.glm.config import resolve_model
+from engine.serving import protocol
+from engine.serving.member import Member
+from engine.serving.protocol import Cancel, Cancelled, Failed, Finished, Limits, Options, Request, Step
+from engine.serving.stream import Flight, Queued, Started, Stream
+
+log = logging.getLogger(__name__)
+
+MOST_RUNS = 2  # of a request whose replica died: a request that kills replicas must not kill them all
+
+
+class Cancellable(Protocol):
+    """What `register` takes."""
+
+    id: str
+
+    def cancel(self) -> None: ...
+
+
+class Pool:
+    """`model`: "embedded" or a model folder. slots: sequences that run at the same time in one replica; queue: requests that
+    may wait; threads: of one replica (None: what the machine has, less one for this process, shared by the replicas).
+
+    device: "auto" (an accelerator if there is one) or "cpu". prefill_tokens: prompts are read together up to so many tokens.
+    start_timeout: seconds until the first replica must be ready.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        *,
+        replicas: int = 1,
+        tensor_parallel: int = 1,
+        slots: int = 16,
+        queue: int = 256,
+        threads: int | None = None,
+        precision: str = "fp32",
+        device: str = "auto",
+        prefill_tokens: int = 512,
+        start_timeout: float = 600.0,
+    ) -> None:
+        if tensor_parallel != 1:
+            raise GLMError(
+                "unsupported", "A replica runs on one rank: tensor_parallel must be 1.", field="tensor_parallel"
+            )
+        for name, value in (("replicas", replicas), ("slots", slots), ("queue", queue), ("threads", threads or 1)):
+            if value < 1:
+                raise GLMError("bad_request", f"{name} must be at least 1.", field=name, limit=1)
+        if precision not in protocol.PRECISIONS:
+            known = ", ".join(protocol.PRECISIONS)
+            raise GLMError("bad_request", f"precision must be one of {known}.", field="precision")
+        if device not in ("auto", "cpu"):
+            raise GLMError("bad_request", 'device must be "auto" or "cpu".', field="device")
+        if threads is None:
+            # A parallel region waits for its slowest thread: with a busy web process on the same core it stalls.
+            threads = max(1, (_cores() - 1) // replicas)
+        self._model = str(model)
+        loading = asyncio.Lock()
+        self._members = [
+            Member(
+                index,
+                Options(
+                    folder=self._model,
+                    precision=precision,
+                    slots=slots,
+                    threads=threads,
+                    device=None if device == "cpu" else index,
+                    prefill_tokens=prefill_tokens,
+                    log_level=logging.getLogger().getEffectiveLevel(),
+                ),
+                self,
+                loading,
+            )
+            for index in range(replicas)
+        ]
+        self._slots, self._queue_limit, self._start_timeout = slots, queue, start_timeout
+        self._flights: dict[str, Flight] = {}  # waiting and running
+        self._waiting: deque[Flight] = deque()
+        self._runs: weakref.WeakValueDictionary[str, Cancellable] = weakref.WeakValueDictionary()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._first_news: asyncio.Future[None] | None = None
+        self._stopping = False
+        self._announcing = False
+        self._row_seconds: float | None = None  # measured: how long a request keeps its slots
+        self.limits: Limits | None = None
+
+    async def start(self) -> None:
+        """Start the replicas, one after the other; returns when the first is ready. GLMError if it can't be."""
+        assert self._first_news is None, "a pool is started once"
+        resolve_model(self._model)
+        self._first_news = asyncio.get_running_loop().create_future()
+        self._tasks = [asyncio.create_task(member.live()) for member in self._members]
+        try:
+            await asyncio.wait_for(self._first_news, self._start_timeout)
+        except TimeoutError as error:
+            await self.stop()
+            raise GLMError("timeout", f"The model was not loaded within {self._start_timeout:g} s.") from error
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """End all replicas. Requests that have not ended fail with `worker_died`. May be called twice."""
+        self._stopping = True
+        for task in self._tasks:
+            task.cancel()
+        for result in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if not isinstance(result, asyncio.CancelledError):
+                log.error("a replica was not looked after", exc_info=result)
+        self._tasks = []
+        self._waiting.clear()
+        for flight in list(self._flights.values()):
+            self._end(flight, GLMError("worker_died", "The server is stopping."))
+        await asyncio.gather(*(member.stop() for member in self._members))
+
+    async def __aenter__(self) -> Pool:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    @property
+    def ready(self) -> bool:
+        """A replica is ready now."""
+        return any(member.state == "ready" for member in self._members)
+
+    def status(self) -> dict[str, Any]:
+        """What the pool is doing, for a health page."""
+        return {
+            "ready": self.ready,
+            "model": self.limits.model if self.limits else self._model,
+            "waiting": len(self._waiting),
+            "in_flight": len(self._flights) - len(self._waiting),
+            "replicas": [
+                {
+                    "index": member.index,
+                    "state": member.state,
+                    "pid": member.pid,
+                    "requests": sum(flight.member is member for flight in self._flights.values()),
+                    "rows": self._rows(member),
+                    "tokens_in_flight": self._tokens(member),
+                    "starts": member.starts,
+                    "reason": member.reason,
+                }
+                for member in self._members
+            ],
+        }
+
+    def require_limits(self) -> Limits:
+        """The limits; GLMError overloaded before the first replica is ready."""
+        if self.limits is None:
+            raise GLMError("overloaded", "The model is not loaded yet.", retry_after_s=1.0)
+        return self.limits
+
+    def stream(self, request: Request, *, first: bool = False) -> Stream:
+        """Accept a request; its events follow. `first`: it goes on with a run that was accepted, so it waits before all
+        others and is never refused for a full queue. Errors at once: those of `protocol.check`, queue_full, overloaded."""
+        protocol.check(request, self.require_limits())
+        if self._stopping:
+            raise GLMError("overloaded", "The server is stopping.")
+        if all(member.broken for member in self._members):
+            reason = self._members[0].reason
+            raise GLMError("overloaded", f"The model can't be run at the moment. {reason}", retry_after_s=5.0)
+        if len(self._waiting) >= self._queue_limit and not first:
+            raise GLMError(
+                "queue_full",
+                f"{len(self._waiting)} requests are waiting already; please try again later.",
+                limit=self._queue_limit,
+                retry_after_s=self._eta(sum(flight.request.rows for flight in self._waiting)) or 1.0,
+            )
+        assert request.id not in self._flights, "request ids are unique"
+        flight = Flight(request, Stream(request))
+        self._flights[request.id] = flight
+        if first:
+            self._waiting.appendleft(flight)
+        else:
+            self._waiting.append(flight)
+        self._dispatch()
+        if flight.member is None:
+            self._announce()
+        else:
+            flight.stream.put(Queued(0, 0.0))
+        return flight.stream
+
+    async def cancel(self, identifier: str) -> bool:
+        """Cancel a run of `generate`, or a single request, by its id. Its events still come to an end by themselves, with
+        Cancelled unless it was faster. False if there is nothing of this id."""
+        run = self._runs.get(identifier)
+        if run is None:
+            return self.cancel_request(identifier)
+        run.cancel()
+        return True
+
+    def cancel_request(self, request_id: str) -> bool:
+        """As `cancel`, for requests only."""
+        flight = self._flights.get(request_id)
+        if flight is None:
+            return False
+        if not flight.cancelled:
+            flight.cancelled = True
+            if flight.member is None:
+                self._waiting.remove(flight)
+                self._end(flight, Cancelled(request_id))
+                self._dispatch()
+                self._announce()
+            else:
+                flight.member.send(Cancel(request_id))
+        return True
+
+    def register(self, run: Cancellable) -> None:
+        """Let `cancel(run.id)` call `run.cancel()`, as long as somebody holds the run."""
+        assert run.id not in self._runs, "run ids are unique"
+        self._runs[run.id] = run
+
+    def forget(self, run: Cancellable) -> None:
+        """The end of `register`."""
+        self._runs.pop(run.id, None)
+
+    # What the members tell (see member.Owner)
+
+    def member_ready(self, member: Member) -> None:
+        self.limits = member.limits
+        assert self._first_news is not None
+        if not self._first_news.done():
+            self._first_news.set_result(None)
+        self._dispatch()
+
+    def member_failed(self, member: Member, error: GLMError) -> None:
+        """A start failed. Nobody may wait for a model that doesn't come up."""
+        assert self._first_news is not None
+        if not self._first_news.done():
+            self._first_news.set_exception(error)
+        if all(other.broken for other in self._members):
+            while self._waiting:
+                message = f"The model can't be started again. {error.message}"
+                self._end(self._waiting.popleft(), GLMError("worker_died", message, retry_after_s=5.0))
+
+    def member_died(self, member: Member) -> None:
+        again = []
+        for flight in [flight for flight in self._flights.values() if flight.member is member]:
+            flight.member = None
+            if flight.cancelled:
+                self._end(flight, Cancelled(flight.request.id))
+            elif flight.told_text or flight.runs >= MOST_RUNS:
+                message = "The process that ran the model ended unexpectedly."
+                self._end(flight, GLMError("worker_died", message, retry_after_s=5.0))
+            else:
+                again.append(flight)
+        self._waiting.extendleft(reversed(again))
+        self._dispatch()
+
+    def member_stepped(self, member: Member, step: Step) -> None:
+        for request_id in step.started:
+            flight = self._flights.get(request_id)
+            if flight is not None and not flight.told_started:
+                assert member.limits is not None
+                flight.told_started = True
+                flight.stream.put(Started(member.limits))
+        for token in step.tokens:
+            flight = self._flights.get(token.request)
+            if flight is not None:
+                flight.told_text = True
+                flight.stream.put(token)
+        for end in step.ends:
+            flight = self._flights.get(end.id)
+            if flight is None:  # the pool is stopping
+                continue
+            if isinstance(end, Finished) and flight.request.rows:
+                assert flight.stream.given_at is not None
+                seconds = time.monotonic() - flight.stream.given_at
+                self._row_seconds = seconds if self._row_seconds is None else 0.9 * self._row_seconds + 0.1 * seconds
+            self._end(flight, end.error if isinstance(end, Failed) else end)
+        if step.ends:
+            self._dispatch()
+
+    def _dispatch(self) -> None:
+        """Give out the front of the queue as far as slots are free."""
+        gave = False
+        while self._waiting:
+            flight = self._waiting[0]
+            members = [
+                member
+                for member in self._members
+                if member.state == "ready" and self._rows(member) + flight.request.rows <= self._slots
+            ]
+            if not members:
+                break
+            self._waiting.popleft()
+            flight.member = min(members, key=self._tokens)
+            flight.runs += 1
+            flight.stream.given_at = time.monotonic()
+            flight.member.send(flight.request)
+            gave = True
+        if gave and self._waiting:
+            self._announce()
+
+    def _rows(self, member: Member) -> int:
+        return sum(flight.request.rows for flight in self._flights.values() if flight.member is member)
+
+    def _tokens(self, member: Member) -> int:
+        return sum(flight.request.tokens for flight in self._flights.values() if flight.member is member)
+
+    def _announce(self) -> None:
+        """Tell waiting requests their positions, once in this turn of the loop."""
+        if not self._announcing:
+            self._announcing = True
+            asyncio.get_running_loop().call_soon(self._tell_positions)
+
+    def _tell_positions(self) -> None:
+        self._announcing = False
+        rows = 0
+        for position, flight in enumerate(self._waiting):
+            if flight.told_position != position and not flight.told_started:
+                flight.told_position = position
+                flight.stream.put(Queued(position, self._eta(rows)))
+            rows += flight.request.rows
+
+    def _eta(self, rows_before: int) -> float | None:
+        """Seconds until a slot is free for a request with so many rows before it, at the measured pace."""
+        if self._row_seconds is None:
+            return None
+        slots = self._slots * max(1, sum(member.state == "ready" for member in self._members))
+        return round(self._row_seconds * (rows_before + 1) / slots, 2)
+
+    def _end(self, flight: Flight, event: Finished | Cancelled | GLMError) -> None:
+        del self._flights[flight.request.id]
+        flight.stream.end(event)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,165 @@
+"""Runs a model over prompts and decode steps with a key/value cache. One runner is one rank of one replica.
+
+A pass is begun with `read` (prompts) or `step` (one token for running rows), goes on with `advance`, some layers at a time
+or all, and ends with `logits`. Between two `advance` calls other passes may run: they touch other slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.glm.blanks import Prompt
+from engine.glm.model import GLM, Attention, Rotary
+from engine.serving.cache import KeyValueCache, PromptAttention, Segment, StepAttention
+from engine.serving.sampling import Sampler
+from engine.serving.scheduler import Choice, Plan
+
+
+class Reading(NamedTuple):
+    """A prompt to read: into a slot, for going on; or with choices behind it, to score them."""
+
+    prompt: Prompt
+    slot: int | None = None
+    choices: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(slots=True)
+class Pass:
+    """A forward pass between layers. hidden: (1, tokens, hidden) for prompts, (rows, 1, hidden) for a step; wanted: tokens
+    whose logits are asked for, None for all."""
+
+    hidden: Tensor
+    rotary: Rotary
+    attention: Attention
+    wanted: Tensor | None
+    layer: int = 0
+
+
+class Runner:
+    """slots sequences of up to `columns` tokens each."""
+
+    def __init__(self, model: GLM, slots: int, columns: int) -> None:
+        self._model = model
+        first = model.layers[0].attention
+        dtype = model.word_embeddings.weight.dtype
+        self.cache = KeyValueCache(len(model.layers), slots, first.heads, columns, first.head_dim, dtype, model.device)
+
+    @torch.inference_mode()
+    def read(self, readings: Sequence[Reading]) -> Pass:
+        """Begin to read prompts, packed one after the other. Logits: one row for each prompt read into a slot (its `sop`),
+        one row for each token of each choice; in order."""
+        ids: list[int] = []
+        positions: list[int] = []
+        wanted: list[int] = []
+        segments = []
+        for prompt, slot, choices in readings:
+            context = prompt.context_length
+            assert context > 0
+            ids += prompt.ids[:context]
+            positions += prompt.positions[:context]
+            branches = [[prompt.ids[context], *choice[:-1]] for choice in choices] or [[prompt.ids[context]]]
+            for branch in branches:
+                wanted += range(len(ids), len(ids) + len(branch))
+                ids += branch
+                positions += [prompt.positions[context], *(prompt.position(j) for j in range(len(branch) - 1))]
+            segments.append(Segment(context, tuple(map(len, branches)), slot))
+        hidden = self._model.embed(self._indices(ids)[None])
+        rotary = self._model.rotary(self._indices(positions)[None])
+        return Pass(hidden, rotary, PromptAttention(self.cache, segments), self._indices(wanted))
+
+    @torch.inference_mode()
+    def step(
+        self, slots: Sequence[int], tokens: Sequence[int], columns: Sequence[int], positions: Sequence[int]
+    ) -> Pass:
+        """Begin a decode step: token i goes to columns[i] of slots[i] (ascending), read at positions[i].
+
+        Logits: (rows, vocabulary).
+        """
+        hidden = self._model.embed(self._indices(tokens)[:, None])
+        rotary = self._model.rotary(self._indices(positions)[:, None])
+        return Pass(hidden, rotary, StepAttention(self.cache, slots, columns), None)
+
+    @torch.inference_mode()
+    def advance(self, state: Pass, layers: int | None = None) -> bool:
+        """Run the next `layers` layers, or all that are left. True when the last one is done."""
+        total = len(self._model.layers)
+        last = total if layers is None else min(total, state.layer + layers)
+        state.hidden = self._model.run(state.hidden, state.rotary, state.attention, state.layer, last)
+        state.layer = last
+        return last == total
+
+    @torch.inference_mode()
+    def logits(self, state: Pass) -> Tensor:
+        """(rows, vocabulary) of a pass whose layers are done."""
+        assert state.layer == len(self._model.layers)
+        hidden = state.hidden.flatten(0, 1)
+        return self._model.logits(hidden if state.wanted is None else hidden[state.wanted])
+
+    def run(
+        self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]
+    ) -> tuple[list[Choice], list[list[list[float]]]]:
+        """A scheduler's plan, whole: what `Scheduler.book` wants to know."""
+        return self._run_prompts(plan, sampler, end_ids) if plan.prompts else self._run_rows(plan, sampler, end_ids)
+
+    @torch.inference_mode()
+    def _run_prompts(
+        self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]
+    ) -> tuple[list[Choice], list[list[list[float]]]]:
+        jobs = plan.prompts
+        state = self.read(
+            [Reading(job.request.prompt, job.rows[0].slot if job.rows else None, job.request.choices) for job in jobs]
+        )
+        self.advance(state)
+        logits = self.logits(state)
+        sources: list[int] = []  # for each row that gets a token, the row of logits it comes from
+        scores: list[list[list[float]]] = []
+        start = 0
+        for job in jobs:
+            if job.rows:
+                sources += [start] * len(job.rows)
+                start += 1
+                for row in job.rows[1:]:
+                    self.cache.copy(job.rows[0].slot, row.slot, len(job.request.prompt.ids))
+                continue
+            logprobs = []
+            for choice in job.request.choices:
+                block = logits[start : start + len(choice)].float().log_softmax(dim=-1)
+                logprobs.append(block.gather(1, self._indices(choice)[:, None])[:, 0].tolist())
+                start += len(choice)
+            scores.append(logprobs)
+        rows = plan.sampled_rows()
+        choices = sampler(logits[self._indices(sources)], [row.ask(end_ids) for row in rows]) if rows else []
+        self._clean(plan, choices)
+        return choices, scores
+
+    @torch.inference_mode()
+    def _run_rows(
+        self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]
+    ) -> tuple[list[Choice], list[list[list[float]]]]:
+        rows = plan.rows
+        state = self.step(
+            [row.slot for row in rows],
+            [row.tokens[-1] for row in rows],
+            [row.column for row in rows],
+            [row.position for row in rows],
+        )
+        self.advance(state)
+        choices = sampler(self.logits(state), [row.ask(end_ids) for row in rows])
+        self._clean(plan, choices)
+        return choices, []
+
+    def _clean(self, plan: Plan, choices: list[Choice]) -> None:
+        """Rows with inf or nan are about to leave, with all rows of their requests: their slots must not hand them on."""
+        for row, choice in zip(plan.sampled_rows(), choices, strict=True):
+            if not choice.finite:
+                for other in row.job.rows:
+                    if other.reason is None:  # else its slot may be another's by now
+                        self.cache.clear(other.slot)
+
+    def _indices(self, values: Sequence[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long, device=self._model.device)
