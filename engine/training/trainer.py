@@ -27,7 +27,7 @@ from engine.training.held_out import digest, held_out_rows
 from engine.training.objective import Objective
 from engine.training.optimizer import MuonAdamW, parameter_groups
 from engine.training.recipe import Recipe
-from engine.training.sources import read_rows, row_text
+from engine.training.sources import find_source, read_rows, row_text
 from engine.training.vocabulary import train_vocabulary
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,8 @@ class Trainer:
 
     def prepare(self) -> None:
         """Split off the held-out questions first, then train the vocabulary if there is none yet."""
+        for name in {name for stage in self.recipe.stages for name in stage.weights}:
+            find_source(self.data, name)  # a missing one is said before hours of work
         held = held_out_rows(self.data, self.recipe.held_out, self.recipe.seed) if self.recipe.held_out else []
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in held)
         path = self.folder / "held_out.jsonl"

@@ -1,0 +1,1 @@
+"""The web application: FastAPI, one websocket, Gradio pages, access control. Knows engine.serving and storage."""

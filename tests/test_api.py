@@ -1,0 +1,202 @@
+"""The HTTP routes on a real server: health, info, a visitor's own runs and conversations, feedback, errors as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+
+from app import errors
+from engine import errors as engine_errors
+from storage import errors as storage_errors
+from tests.server import PATIENCE, Client, Thread, eventually, rows
+
+pytest_plugins = ("tests.server",)
+
+CHAT = {
+    "type": "chat",
+    "messages": [{"role": "user", "content": "Hello"}],
+    "parameters": {"max_new_tokens": 3, "seed": 1},
+}
+
+
+@pytest.fixture
+async def visit(server: Thread) -> tuple[dict[str, str], dict]:
+    """A visitor's cookie header and the `done` event of a chat of theirs, with its conversation."""
+    async with Client(server) as client:
+        events = await client.run(CHAT)
+    assert client.cookie
+    return {"Cookie": client.cookie}, events[-1] | {"conversation": events[0]["conversation"]}
+
+
+def test_health_and_readiness(server: Thread) -> None:
+    assert server.get("/healthz").json() == {"status": "ok"}
+    assert server.get("/readyz").json() == {"status": "ready"}
+
+
+def test_a_model_that_cant_be_loaded_is_named(long_model: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from app.settings import Settings
+
+    broken = tmp_path / "broken"
+    shutil.copytree(long_model, broken)
+    (broken / "model.safetensors").write_bytes(b"nothing")
+    running = Thread(Settings.create(model=str(broken), database=str(tmp_path / "glm.db")))
+    try:
+        eventually(lambda: running.service.state == "failed", "the model is given up")
+        assert running.get("/healthz").status_code == 200
+        answer = running.get("/readyz")
+        assert answer.status_code == 503 and answer.json()["status"] == "failed" and answer.json()["reason"]
+        info = running.get("/api/info").json()
+        assert (info["ready"], info["state"]) == (False, "failed") and info["limits"] is None
+    finally:
+        running.stop()
+
+
+def test_info_tells_what_a_client_needs(server: Thread) -> None:
+    info = server.get("/api/info").json()
+    assert (info["ready"], info["state"], info["model"]) == (True, "ready", "tiny")
+    assert info["max_new_tokens"] == info["limits"]["max_new_tokens"] == 4095
+    assert info["limits"]["positions"] == 4096 and info["limits"]["slots"] == 16
+    assert info["chat_format"]["name"] == "question-answer"
+    assert info["defaults"]["temperature"] == 1.0
+    assert set(info["notice"]) == {"en", "zh"}
+    assert info["errors"]["queue_full"]["retry"] is True
+    assert set(info["fingerprint"]) == {"model", "weights_hash", "precision", "device", "version", "sampler"}
+
+
+def test_every_kind_of_error_has_its_sentence() -> None:
+    raised = set(engine_errors.KINDS) | set(storage_errors.KINDS)
+    assert raised <= set(errors.TABLE)
+    for kind, entry in errors.TABLE.items():
+        assert entry.en.endswith(".") and entry.zh.endswith("。"), kind
+        assert 400 <= entry.status < 600 and 1000 <= entry.close < 5000
+
+
+def test_an_unexpected_error_is_an_incident_without_its_text(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    words = "what a visitor typed"
+    try:
+        raise RuntimeError(words)
+    except RuntimeError as error:
+        told = errors.problem(error)
+    assert told.kind == "internal" and words not in told.message
+    number = told.message.rpartition("Incident ")[2].rstrip(".")
+    assert number in caplog.text and "test_api.py" in caplog.text and words not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "method, path, status, kind, field",
+    [
+        ("GET", "/api/nothing", 404, "not_found", None),
+        ("GET", "/api/", 404, "not_found", None),
+        ("POST", "/api/info", 405, "method_not_allowed", None),
+        ("GET", "/api/feedback", 405, "method_not_allowed", None),
+        ("GET", "/api/runs/none", 404, "not_found", None),
+        ("GET", "/api/conversations/none", 404, "not_found", None),
+        ("GET", "/api/conversations?limit=0", 422, "bad_request", "limit"),
+        ("GET", "/api/conversations?limit=many", 422, "bad_request", "limit"),
+        ("GET", "/api/conversations?after=x", 404, "not_found", None),
+    ],
+)
+def test_errors_are_json(server: Thread, method: str, path: str, status: int, kind: str, field: str | None) -> None:
+    answer = httpx.request(method, server.http + path, timeout=PATIENCE)
+    assert answer.status_code == status
+    assert (answer.json()["error"]["kind"], answer.json()["error"].get("field")) == (kind, field)
+
+
+def test_a_run_is_its_visitors_alone(server: Thread, visit: tuple[dict[str, str], dict]) -> None:
+    cookie, done = visit
+    run = server.get(f"/api/runs/{done['run']}", headers=cookie).json()
+    assert (run["id"], run["status"], run["output"], run["seed"]) == (done["run"], "done", done["text"], 1)
+    assert run["prompt"] == CHAT["messages"] and run["fingerprint"] == done["fingerprint"]
+    (blank,) = run["blanks"]
+    assert blank["kind"] == "[gMASK]" and len(blank["ids"]) == len(blank["logprobs"]) == done["usage"]["new_tokens"]
+    assert server.get(f"/api/runs/{done['run']}").status_code == 404
+    assert server.get(f"/api/runs/{done['run']}", headers={"Cookie": "glm_visitor=" + "A" * 32}).status_code == 404
+
+
+async def test_conversations_are_listed_for_their_visitor(server: Thread) -> None:
+    async with Client(server) as client:
+        started = [(await client.run(CHAT))[0]["conversation"] for _ in range(3)]
+        await client.run({"type": "fill", "text": "a [MASK]", "parameters": {"max_new_tokens": 1}})
+        cookie = {"Cookie": client.cookie or ""}
+    listed = server.get("/api/conversations?kind=chat&limit=2", headers=cookie).json()
+    assert [row["id"] for row in listed["conversations"]] == started[:0:-1]
+    assert listed["conversations"][0]["title"] == "Hello"
+    rest = server.get("/api/conversations", params={"kind": "chat", "after": listed["next"]}, headers=cookie).json()
+    assert ([row["id"] for row in rest["conversations"]], rest["next"]) == (started[:1], None)
+    one = server.get(f"/api/conversations/{started[0]}", headers=cookie).json()
+    assert [run["status"] for run in one["runs"]] == ["done"]
+    assert server.get(f"/api/conversations/{started[0]}").status_code == 404
+    assert server.get("/api/conversations").json() == {"conversations": [], "next": None}
+
+
+def test_feedback_is_kept_changed_and_taken_back(
+    server: Thread, database: Path, visit: tuple[dict[str, str], dict]
+) -> None:
+    cookie, done = visit
+
+    def send(**body: object) -> httpx.Response:
+        body = {"run": done["run"], **body}
+        return httpx.post(server.http + "/api/feedback", json=body, headers=cookie, timeout=PATIENCE)
+
+    query = "SELECT rating, comment FROM feedback WHERE run_id = ?"
+    assert send(rating=1).json() == {"run": done["run"], "rating": 1, "comment": ""}
+    assert send(comment="不错").json()["comment"] == "不错"
+    assert rows(database, query, done["run"]) == [(1, "不错")]
+    assert send(rating=0).json()["rating"] == 0
+    assert rows(database, query, done["run"]) == [(None, "不错")]
+    for body, field in (
+        ({"rating": 2}, "rating"),
+        ({}, "rating"),
+        ({"stars": 1}, "stars"),
+        ({"comment": "x" * 5001}, "comment"),
+    ):
+        refused = send(**body)
+        assert (refused.status_code, refused.json()["error"]["field"]) == (422, field)
+
+
+def test_feedback_needs_this_site_and_json(server: Thread, database: Path, visit: tuple[dict[str, str], dict]) -> None:
+    cookie, done = visit
+    body = json.dumps({"run": done["run"], "rating": 1})
+    json_type = {"Content-Type": "application/json"}
+
+    def send(headers: dict[str, str], content: str = body) -> httpx.Response:
+        return httpx.post(server.http + "/api/feedback", content=content, headers=headers, timeout=PATIENCE)
+
+    assert send(cookie | json_type | {"Origin": "http://evil.example"}).status_code == 403
+    assert send(cookie | {"Content-Type": "text/plain"}).status_code == 422
+    assert send(cookie | json_type, "{").json()["error"]["kind"] == "bad_request"
+    assert send(cookie | json_type, json.dumps({"comment": "x" * 200_000})).status_code == 413
+    assert send(json_type).status_code == 404, "somebody else's run"
+    assert rows(database, "SELECT * FROM feedback WHERE run_id = ?", done["run"]) == []
+    assert send(cookie | json_type | {"Origin": server.http}).status_code == 200
+
+
+def test_pages_are_served_with_care(server: Thread) -> None:
+    script = server.get("/static/socket.js")
+    assert script.status_code == 200 and "javascript" in script.headers["content-type"]
+    assert script.headers["cache-control"] == "no-cache"
+    again = server.get("/static/socket.js", headers={"If-None-Match": script.headers["etag"]})
+    assert again.status_code == 304
+    assert server.get("/favicon.ico").status_code in (200, 204)
+    assert server.get("/api/conversations").headers["cache-control"] == "private, no-cache"
+    assert (
+        server.get("/api/nothing", headers={"Cookie": "glm_visitor=" + "A" * 32}).headers["cache-control"] == "no-store"
+    )
+    for path in ("/healthz", "/api/info", "/api/nothing", "/static/socket.js"):
+        headers = server.get(path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "same-origin"
+        assert "frame-ancestors 'self'" in headers["content-security-policy"]
+        assert "server" not in headers
+    assert server.get("/static/../app/main.py").status_code == 404
+
+
+def test_the_schema_names_every_route(server: Thread) -> None:
+    paths = server.get("/api/openapi.json").json()["paths"]
+    assert {"/healthz", "/readyz", "/api/info", "/api/runs/{run}", "/api/conversations", "/api/feedback"} <= set(paths)

@@ -1,0 +1,69 @@
+"""The README is true: every setting, command, option, event and file that it names exists, and none is missing."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings, flag
+from engine.serving import events
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+def test_every_setting_is_in_the_table_with_its_default(name: str) -> None:
+    chapter = README.split("## The server")[1].split("\n## ")[0]
+    rows = [line for line in chapter.splitlines() if line.startswith(f"| `{flag(name)}` |")]
+    assert len(rows) == 1, f"{flag(name)} has {len(rows)} rows"
+    field = Settings.model_fields[name]
+    assert (field.description or "").rstrip() in rows[0].replace("\\|", "|")
+    if name != "database":
+        default = field.get_default()
+        shown = ",".join(default) if isinstance(default, tuple) else str(default)
+        assert f"| {shown or 'none'} |" in rows[0]
+
+
+def test_every_flag_in_the_readme_exists() -> None:
+    known = set(re.findall(r"--[a-z][a-z-]+", run("app", "--help").stdout))
+    for command in ("generate", "train", "report"):
+        known |= set(re.findall(r"--[a-z][a-z-]+", run("engine", command, "--help").stdout))
+    known |= {"--index-url", "--reference", "--nproc-per-node"}  # pip's, pytest's, torchrun's
+    for command in ("migrate", "stats"):
+        known |= set(re.findall(r"--[a-z][a-z-]+", run("storage", command, "--help").stdout))
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
+
+
+def test_every_option_of_generate_is_in_the_readme() -> None:
+    options = set(re.findall(r"^\s+(--[a-z][a-z-]+)", run("engine", "generate", "--help").stdout, re.MULTILINE))
+    assert options
+    assert {option for option in options if f"`{option}`" not in README} == set()
+
+
+def test_every_make_target_in_the_readme_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
+    named = set(re.findall(r"`make ([a-z-]+)", README)) | set(re.findall(r"^make ([a-z-]+)", README, re.MULTILINE))
+    assert {"demo", "test", "test-heavy", "setup"} <= named <= targets
+
+
+def test_every_event_is_documented() -> None:
+    kinds = {event.type for event in vars(events).values() if isinstance(event, type) and hasattr(event, "type")}
+    assert {"queued", "started", "delta", "blank", "done", "cancelled", "error"} <= kinds
+    for kind in kinds | {"accepted"}:
+        assert f'"type": "{kind}"' in README, kind
+
+
+def test_every_link_and_picture_is_there() -> None:
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in target]
+    assert targets
+    assert [target for target in targets if not (ROOT / target).exists()] == []
