@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from app.errors import Problem, incident
-from engine.serving.events import Blank, Delta, Done, Event, Started
+from engine.serving.events import Blank, Delta, Done, Event, Started, Usage
 from storage import FilledBlank, Record, StorageError
 
 ACCEPT_SECONDS = 12.0  # how long a visitor waits for the record of a run before the request is given up
@@ -70,6 +70,16 @@ class Outcome:
             self.largest_batch = event.usage.largest_batch
             if event.usage.first_token_seconds is not None:
                 self.first_token_milliseconds = event.usage.first_token_seconds * 1000
+
+    def note_unfinished(self, blank: Blank | None, usage: Usage) -> None:
+        """A run that ends early keeps the tokens that there are of the blank it was at, and its counts."""
+        if blank is not None:
+            self.note(blank)
+        self.prompt_tokens, self.new_tokens, self.largest_batch = (
+            usage.prompt_tokens,
+            usage.new_tokens,
+            usage.largest_batch or None,
+        )
 
     def end(self, status: str, output: str | None, problem: Problem | None = None) -> None:
         """The run is over. Without an output, a text with one blank keeps what was made of it."""

@@ -14,13 +14,14 @@ import json
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from app.errors import Problem, problem
 from app.ledger import Ledger, Outcome
 from app.schemas import Chat, Fill, Score, Task
-from engine.serving.events import Event, Started
+from engine.serving.events import Started
+from engine.serving.run import Run as Generation
 
 TERMINAL = frozenset({"done", "cancelled", "error"})
 KEPT_EVENTS = 200_000  # of finished runs, in memory
@@ -62,7 +63,7 @@ class Run:
 
 
 # What the hub needs of the program around it: the events of a task under a run's id, and a way to cancel that run.
-Begin = Callable[[Task, int, str], AsyncIterable[Event]]
+Begin = Callable[[Task, int, str], Generation]
 Cancel = Callable[[str], Awaitable[Any]]
 
 
@@ -183,10 +184,12 @@ class RunHub:
 
     async def _drive(self, run: Run, task: Task, seed: int) -> None:
         terminal: dict[str, Any] | None = None
+        generation: Generation | None = None
         try:
             if run.cancelled:  # before there was anything to cancel
                 raise asyncio.CancelledError
-            async for event in self._begin(task, seed, run.id):
+            generation = self._begin(task, seed, run.id)
+            async for event in generation:
                 assert terminal is None, "nothing comes after a terminal event"
                 if event.terminal:
                     run.outcome.note(event)
@@ -206,6 +209,8 @@ class RunHub:
                 terminal = {"type": "error", **Problem("interrupted", retry_after_s=5.0).as_dict()}
         except Exception as error:  # noqa: BLE001 (every accepted run ends in a terminal event)
             terminal = {"type": "error", **problem(error).as_dict()}
+        if generation is not None and terminal["type"] != "done":
+            run.outcome.note_unfinished(generation.unfinished, generation.usage)
         self._conclude(run, terminal)
         try:
             await self._ledger.finalise(run.id, run.outcome)

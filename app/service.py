@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import AsyncIterable
 from dataclasses import asdict
 from typing import Any
 
@@ -24,8 +23,8 @@ from engine.glm import blanks
 from engine.glm.config import Config, resolve_model
 from engine.glm.tokenizer import Tokenizer
 from engine.serving import generate, protocol
-from engine.serving.events import Event
 from engine.serving.pool import Pool
+from engine.serving.run import Run as Generation
 from storage import Database, Record, StorageError
 
 NOTICE = {
@@ -148,7 +147,7 @@ class Service:
             client=client,
         )
 
-    def _begin(self, task: Task, seed: int, run: str) -> AsyncIterable[Event]:
+    def _begin(self, task: Task, seed: int, run: str) -> Generation:
         assert self._tokenizer is not None
         sampling, alternatives = _sampling(task.parameters, seed), task.parameters.alternatives or 1
         if isinstance(task, Generate):

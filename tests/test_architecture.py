@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TORCH_FREE_GLM = {"config", "tokenizer", "blanks", "stream_decoder", "sentencepiece_file"}
+TORCH_FREE_GLM = {"config", "tokenizer", "blanks", "filling", "stream_decoder", "sentencepiece_file"}
 HEAVY = {"torch", "deepspeed", "gradio", "safetensors"}
 
 
@@ -18,11 +18,11 @@ def files(package: str) -> list[Path]:
     return sorted((ROOT / package).rglob("*.py"))
 
 
-def imports(path: Path, top_level_only: bool = False) -> set[str]:
+def imports(path: Path) -> set[str]:
     """Full names of what a file imports; `from a import b` counts as a and a.b."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     names: set[str] = set()
-    for node in _without_type_checking(tree) if top_level_only else ast.walk(tree):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -30,10 +30,6 @@ def imports(path: Path, top_level_only: bool = False) -> set[str]:
             names.add(node.module or "")
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return names
-
-
-def _without_type_checking(tree: ast.Module) -> list[ast.stmt]:
-    return list(tree.body)
 
 
 @pytest.mark.parametrize("path", files("storage"), ids=lambda path: str(path.relative_to(ROOT)))

@@ -142,6 +142,15 @@ async def test_cancel_ends_a_run_and_frees_its_slot(server: Thread, database: Pa
     assert rows(database, "SELECT status, output FROM run WHERE id = ?", events[0]["run"]) == [
         ("cancelled", rest[-1]["text"])
     ]
+    # What was made of it is kept like a whole answer's: tokens, their log-probabilities, counts and times.
+    made = len([event for event in events + rest if event["type"] == "delta"])
+    query = (
+        "SELECT run.new_tokens, length(blank.token_ids) / 4, length(blank.logprobs) / 4, blank.text, total_milliseconds > 0"
+        " FROM run JOIN blank ON blank.run_id = run.id WHERE run.id = ?"
+    )
+    ((new_tokens, ids, logprobs, text, timed),) = rows(database, query, events[0]["run"])
+    assert new_tokens == ids == logprobs >= made > 0
+    assert (text, timed) == (rest[-1]["text"], 1)
 
 
 async def test_a_run_can_be_cancelled_before_it_has_begun(server: Thread) -> None:

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 
 from engine.errors import GLMError
 from engine.glm.blanks import Document, Mask
+from engine.glm.filling import Filling
 from engine.glm.tokenizer import Tokenizer
 from engine.serving import events, protocol
 from engine.serving.events import Alternative, Blank, Delta, Done, Error, Event, TokenText, Usage
-from engine.serving.filling import Filling
 from engine.serving.pool import Pool
 from engine.serving.protocol import Cancelled, Finished, Limits, Request, Result, Sampling
 from engine.serving.stream import Queued, Started, Stream
@@ -62,6 +62,8 @@ class Run:
         self._prompt_tokens = self._new_tokens = self._largest_batch = 0
         self._active_seconds = 0.0
         self._first_token_seconds: float | None = None
+        self._made: list[tuple[int, float]] = []  # (token, logprob) of alternative 0 of the blank at work
+        self._others_made = 0  # tokens of its other alternatives
         self._fingerprint = self.limits.fingerprint()
 
         requests = self._scores() if job.answers else [self._request(0)]
@@ -96,6 +98,28 @@ class Run:
             self._filling.with_fill(self._at_work, self._fill) if self._at_work and self._fill else self._filling.text
         )
 
+    @property
+    def unfinished(self) -> Blank | None:
+        """What there is of the blank at work, for the record of a run that ended early; None if there is no token of it."""
+        if self._at_work is None or not self._made:
+            return None
+        tokens = tuple(TokenText(self._name(token), logprob) for token, logprob in self._made)
+        ids = tuple(token for token, _ in self._made)
+        return Blank(self._job.targets.index(self._at_work), self._fill, (), tokens, ids)
+
+    @property
+    def usage(self) -> Usage:
+        """Counts and times so far, the blank at work included."""
+        new_tokens = self._new_tokens + len(self._made) + self._others_made
+        return Usage(
+            prompt_tokens=self._prompt_tokens or self.prompt_tokens,
+            new_tokens=new_tokens,
+            seconds=round(time.monotonic() - self._accepted_at, 4),
+            first_token_seconds=None if self._first_token_seconds is None else round(self._first_token_seconds, 4),
+            tokens_per_second=round(self._new_tokens / self._active_seconds, 2) if self._active_seconds > 0 else 0.0,
+            largest_batch=self._largest_batch,
+        )
+
     async def _run(self) -> AsyncIterator[Event]:
         reason = ""
         try:
@@ -126,7 +150,7 @@ class Run:
             return
         finally:
             self._pool.forget(self)
-        yield Done(self.text, reason, self._usage(), self.seed, self._fingerprint)
+        yield Done(self.text, reason, self.usage, self.seed, self._fingerprint)
 
     async def _blank(self, index: int, mask: Mask) -> AsyncIterator[Event | Finished]:
         """The events of one blank; the last one is Finished, unless it was cancelled."""
@@ -147,6 +171,11 @@ class Run:
             elif isinstance(event, Cancelled):
                 return
             else:
+                if event.token is not None and event.logprob is not None:
+                    if event.alternative == 0:
+                        self._made.append((event.token, event.logprob))
+                    else:
+                        self._others_made += 1
                 text = event.text
                 if text and not begun[event.alternative]:
                     begun[event.alternative] = True
@@ -229,19 +258,10 @@ class Run:
 
     def _count(self, stream: Stream, finished: Finished) -> None:
         assert stream.given_at is not None and stream.ended_at is not None
+        self._made, self._others_made = [], 0
         self._prompt_tokens += len(stream.request.prompt.ids)
         self._new_tokens += sum(len(result.ids) for result in finished.results)
         self._active_seconds += stream.ended_at - stream.given_at
         if self._first_token_seconds is None and stream.first_text_at is not None:
             self._first_token_seconds = stream.first_text_at - self._accepted_at
         self._largest_batch = max(self._largest_batch, finished.largest_batch)
-
-    def _usage(self) -> Usage:
-        return Usage(
-            prompt_tokens=self._prompt_tokens,
-            new_tokens=self._new_tokens,
-            seconds=round(time.monotonic() - self._accepted_at, 4),
-            first_token_seconds=None if self._first_token_seconds is None else round(self._first_token_seconds, 4),
-            tokens_per_second=round(self._new_tokens / self._active_seconds, 2) if self._active_seconds > 0 else 0.0,
-            largest_batch=self._largest_batch,
-        )

@@ -15,6 +15,7 @@ from engine.errors import GLMError
 from engine.glm import blanks
 from engine.glm.blanks import Sample
 from engine.glm.config import ChatFormat
+from engine.glm.filling import Filling
 from engine.glm.tokenizer import Tokenizer
 
 
@@ -81,19 +82,15 @@ def _short_spans(ids: Sequence[int], tokenizer: Tokenizer, objective: Objective,
 
 
 def blank_samples(text: str, answers: Sequence[str], tokenizer: Tokenizer) -> list[Sample]:
-    """One sequence for each blank of a text, spliced from left to right as at inference. Error: bad_data."""
-    samples = []
+    """One sequence for each blank of a text, with those before it filled, as at inference. Error: bad_data."""
     document = blanks.parse(text, tokenizer)
     if len(document.masks) != len(answers):
         raise GLMError("bad_data", f"{len(answers)} answers for {len(document.masks)} blanks.", field="answers")
-    for answer in answers:
-        document = blanks.parse(text, tokenizer)
-        mask = document.masks[0]
-        # The space before a blank is part of its answer, as `parse` takes it from the context.
-        spaced = " " + answer if document.text[: mask.start].endswith(" ") and not answer.startswith(" ") else answer
-        ids = tokenizer.encode_plain(spaced)
-        samples.append(blanks.layout(document.ids, [(mask.index, ids)], tokenizer))
-        text = blanks.splice(document.text, mask.start, mask.end, spaced)
+    filling, samples = Filling(document, tokenizer), []
+    for mask, answer in zip(document.masks, answers, strict=True):
+        ids = filling.answer_ids(mask, answer)
+        samples.append(blanks.layout(filling.ids, [(filling.index(mask), ids)], tokenizer))
+        filling.place(mask, ids, answer)
     return samples
 
 

@@ -1,4 +1,4 @@
-"""A document while its blanks are filled, left to right: its ids for the model and its text for people. Torch-free.
+"""A document while its blanks are filled, left to right: its ids for the model and its text for people.
 
 A fill goes into the ids as the tokens that were generated, and into the text as their text, so that the next blank's
 prompt holds exactly what the model said.
@@ -22,9 +22,13 @@ class Filling:
         self._tokenizer = tokenizer
         self._text_moved = self._ids_moved = 0  # what later masks moved by
 
+    def index(self, mask: Mask) -> int:
+        """Where a blank that is not filled yet stands among `ids`."""
+        return mask.index + self._ids_moved
+
     def prompt(self, mask: Mask) -> Prompt:
         """What the model reads to fill a blank."""
-        return blanks.prompt(self.ids, mask.index + self._ids_moved, self._tokenizer)
+        return blanks.prompt(self.ids, self.index(mask), self._tokenizer)
 
     def left(self, mask: Mask) -> str:
         """The text before a blank."""
@@ -49,6 +53,6 @@ class Filling:
         text = self.with_fill(mask, fill)
         self._text_moved += len(text) - len(self.text)
         self.text = text
-        at = mask.index + self._ids_moved
+        at = self.index(mask)
         self.ids[at : at + 1] = ids
         self._ids_moved += len(ids) - 1
