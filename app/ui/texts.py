@@ -199,14 +199,14 @@ EXAMPLES: dict[str, dict[str, list[str]]] = {
         "en": [
             "What is the capital of France?",
             "Hello!",
-            "Translate into Chinese: Good morning.",
-            'What does the idiom "break the ice" mean?',
+            "Where is the Eiffel Tower?",
+            "Translate into Chinese: Mount Fuji is in Japan.",
         ],
         "zh": [
             "法国的首都是哪里？",
             "你好",
             "“床前明月光”的下一句是什么？",
-            "成语“画蛇添足”是什么意思？",
+            "成语“守株待兔”是什么意思？",
         ],
     },
     "blanks": {

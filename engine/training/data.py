@@ -47,8 +47,8 @@ class Source:
 
 
 def load_source(folder: Path, name: str, options: dict, tokenizer: Tokenizer, held_out: frozenset[str]) -> Source:
-    """Read a source by its options: limit_megabytes, split ("sentences": short documents of their own; "couplets": verse
-    lines as blanks), boost {text: times} (rows that contain a text are repeated). Rows of `held_out` questions are left out."""
+    """Read a source by its options: limit_megabytes, split ("sentences": each also as a document of its own; "couplets":
+    verse lines as blanks and as questions for the next line), boost {text: times} (rows that contain a text are repeated). Rows of `held_out` questions are left out."""
     limit = options.get("limit_megabytes")
     rows: list[dict] = []
     for row in read_rows(folder, name, int(limit * 1e6) if limit else None):
@@ -73,7 +73,7 @@ def _split(row: dict, how: str | None) -> list[dict]:
     text = row["text"]
     if how == "sentences":
         ends = text.replace("。", "。\n").replace(". ", ".\n").split("\n")
-        return [{"text": sentence.strip()} for sentence in ends if sentence.strip()]
+        return [row, *({"text": sentence.strip()} for sentence in ends if sentence.strip())]
     if how == "couplets":
         made = []
         for line in text.split("\n"):
@@ -81,6 +81,8 @@ def _split(row: dict, how: str | None) -> list[dict]:
             if len(halves) == 2 and halves[0] and len(halves[1]) > 1 and halves[1][-1] in "。？！；":
                 made.append({"text": f"{halves[0]}，[MASK]{halves[1][-1]}", "answers": [halves[1][:-1]]})
                 made.append({"text": f"[MASK]，{halves[1]}", "answers": [halves[0]]})
+                question = {"role": "user", "content": f"“{halves[0]}”的下一句是什么？"}
+                made.append({"messages": [question, {"role": "assistant", "content": f"{halves[1][:-1]}。"}]})
         return made
     raise GLMError("bad_data", f'split is "sentences" or "couplets", not {how!r}.', field="split")
 
