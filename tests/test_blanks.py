@@ -67,6 +67,12 @@ def test_special_words_in_a_text_stay_words(tokenizer: Tokenizer) -> None:
     assert [token for token in document.ids if token in special] == [tokenizer.mask, tokenizer.eos]
 
 
+def test_in_chat_an_unknown_mask_is_ordinary_text(tokenizer: Tokenizer) -> None:
+    document = blanks.parse("I wear a [mask].[gMASK]", tokenizer, strict=False)
+    assert [mask.kind for mask in document.masks] == ["[gMASK]"]
+    assert tokenizer.decode(document.ids[:-1]) == "I wear a [mask]."
+
+
 @pytest.mark.parametrize(
     ("text", "fill", "expected"),
     [

@@ -69,21 +69,13 @@ def write_data(folder: Path) -> Path:
     return folder
 
 
+def command(recipe: Path, data: Path, out: Path) -> list[str]:
+    options = ["--data", str(data), "--out", str(out), "--threads", "1"]
+    return [sys.executable, "-m", "engine", "train", str(recipe), *options]
+
+
 def train(recipe: Path, data: Path, out: Path) -> subprocess.CompletedProcess:
-    command = [
-        sys.executable,
-        "-m",
-        "engine",
-        "train",
-        str(recipe),
-        "--data",
-        str(data),
-        "--out",
-        str(out),
-        "--threads",
-        "1",
-    ]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    return subprocess.run(command(recipe, data, out), capture_output=True, text=True, cwd=ROOT, timeout=300)
 
 
 def losses(run: Path) -> list[float]:
@@ -115,20 +107,9 @@ def runs(data, vocabulary_file, tmp_path_factory) -> dict[str, Path]:
     assert done.returncode == 0, done.stderr
     # A run killed behind step 20: only the state saved there and some metrics lines behind it are left.
     (found["parts"] / "held_out.jsonl").write_text((found["whole"] / "held_out.jsonl").read_text())
-    command = [
-        sys.executable,
-        "-m",
-        "engine",
-        "train",
-        str(recipe),
-        "--data",
-        str(data),
-        "--out",
-        str(found["parts"]),
-        "--threads",
-        "1",
-    ]
-    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command(recipe, data, found["parts"]), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
     assert process.stderr is not None
     assert any("step 30/" in line for line in process.stderr), "the run ended before step 30"
     process.kill()

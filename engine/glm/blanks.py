@@ -80,9 +80,12 @@ class Sample:
     context_length: int
 
 
-def parse(text: str, tokenizer: Tokenizer) -> Document:
-    """Tokenise a text with blanks. A text without any gets a [gMASK] at its end. Error: unknown_mask."""
-    for found in _LOOKS_LIKE_MASK.finditer(text):
+def parse(text: str, tokenizer: Tokenizer, *, strict: bool = True) -> Document:
+    """Tokenise a text with blanks. A text without any gets a [gMASK] at its end.
+
+    Error: unknown_mask for what looks like a mask and is none, [mask] say; not strict, as in chat, it is ordinary text.
+    """
+    for found in _LOOKS_LIKE_MASK.finditer(text) if strict else ():
         if found.group() not in MASKS:
             raise GLMError(
                 "unknown_mask", f"{found.group()} is not a mask. Masks are {', '.join(MASKS)}.", field="text"

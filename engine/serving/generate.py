@@ -95,10 +95,10 @@ def chat(
     while True:
         text = blanks.chat_text([message for part in rounds for message in part], chat_format)
         if len(rounds) == 1:
-            document = _parse(pool, tokenizer, text)
+            document = _parse(pool, tokenizer, text, strict=False)
             break
         if len(text) <= positions * _CHARACTERS_A_TOKEN:
-            document = blanks.parse(text, tokenizer)
+            document = blanks.parse(text, tokenizer, strict=False)
             if len(document.ids) + wanted <= positions:
                 break
         dropped += len(rounds.pop(0))
@@ -128,12 +128,12 @@ def score(pool: Pool, tokenizer: Tokenizer, text: str, answers: Sequence[str], *
     return Run(pool, tokenizer, Job(document, document.masks, Sampling(seed=0), answers=tuple(answers)), run)
 
 
-def _parse(pool: Pool, tokenizer: Tokenizer, text: str) -> Document:
+def _parse(pool: Pool, tokenizer: Tokenizer, text: str, *, strict: bool = True) -> Document:
     positions = pool.require_limits().positions
     if len(text) > positions * _CHARACTERS_A_TOKEN:
         message = f"The text has {len(text)} characters, far more than the {positions} tokens that the model takes."
         raise GLMError("prompt_too_long", message, field="text", limit=positions - 1)
-    document = blanks.parse(text, tokenizer)
+    document = blanks.parse(text, tokenizer, strict=strict)
     if len(document.ids) >= positions:
         raise protocol.prompt_too_long(len(document.ids), positions)
     return document

@@ -101,7 +101,7 @@ def chat_sample(messages: Sequence[tuple[str, str]], chat: ChatFormat, tokenizer
         raise GLMError(
             "bad_data", "A conversation must end in an assistant's message with a user's before it.", field="messages"
         )
-    document = blanks.parse(blanks.chat_text(messages[:-1], chat), tokenizer)
+    document = blanks.parse(blanks.chat_text(messages[:-1], chat), tokenizer, strict=False)
     return blanks.layout(document.ids, [(document.masks[-1].index, tokenizer.encode_plain(answer))], tokenizer)
 
 
