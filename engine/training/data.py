@@ -47,8 +47,11 @@ class Source:
 
 
 def load_source(folder: Path, name: str, options: dict, tokenizer: Tokenizer, held_out: frozenset[str]) -> Source:
-    """Read a source by its options: limit_megabytes, split ("sentences": each also as a document of its own; "couplets":
-    verse lines as blanks and as questions for the next line), boost {text: times} (rows that contain a text are repeated). Rows of `held_out` questions are left out."""
+    """Read a source by its options, without rows that ask a `held_out` question.
+
+    limit_megabytes; split ("sentences": each also as a document of its own; "couplets": verse lines as blanks and as
+    questions for the next line); boost {text: times} (rows that contain a text are repeated).
+    """
     limit = options.get("limit_megabytes")
     rows: list[dict] = []
     for row in read_rows(folder, name, int(limit * 1e6) if limit else None):
