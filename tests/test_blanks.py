@@ -80,6 +80,7 @@ def test_in_chat_an_unknown_mask_is_ordinary_text(tokenizer: Tokenizer) -> None:
         ("The capital is [MASK].", "Paris", "The capital is Paris."),
         ("床前明月光，[MASK]。", "疑是地上霜", "床前明月光，疑是地上霜。"),
         ("[MASK] is big.", "Paris", "Paris is big."),
+        ("[MASK] is big.", " Paris", "Paris is big."),
         ("A[MASK]", " b", "A b"),
     ],
 )

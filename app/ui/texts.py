@@ -206,17 +206,17 @@ EXAMPLES: dict[str, dict[str, list[str]]] = {
             "法国的首都是哪里？",
             "你好",
             "“床前明月光”的下一句是什么？",
-            "成语“守株待兔”是什么意思？",
+            "天空为什么是蓝色的？",
         ],
     },
     "blanks": {
         "en": [
             "The capital of [MASK] is Tokyo.",
-            "[MASK] is the capital of France and Rome is the capital of [MASK].",
+            "Paris is the capital of [MASK]. The capital of Japan is [MASK].",
         ],
         "zh": [
             "床前明月光，[MASK]。",
-            "[MASK]是中国的首都，东京是[MASK]的首都。",
+            "东京是[MASK]的首都，巴黎是[MASK]的首都。",
         ],
     },
 }

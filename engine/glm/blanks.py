@@ -152,9 +152,9 @@ def layout(context: Sequence[int], answers: Sequence[tuple[int, Sequence[int]]],
 
 
 def splice(text: str, start: int, end: int, fill: str) -> str:
-    """Put `fill` in place of the blank at characters [start, end); a space is neither lost nor doubled."""
+    """Put `fill` in place of the blank at characters [start, end); a space is neither lost nor doubled, and none begins the text."""
     left, right = text[:start], text[end:]
-    if left.endswith(" ") and fill.startswith(" "):
+    if fill.startswith(" ") and (not left or left[-1].isspace()):
         fill = fill[1:]
     return left + fill + right
 

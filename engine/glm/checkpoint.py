@@ -77,4 +77,5 @@ def save(
         folder.mkdir(exist_ok=True)
         # config.json last: a folder without it is no model folder (see config.resolve_model)
         for name in ("tokenizer.model", "model.safetensors", "config.json"):
+            (new / name).chmod(0o644)  # temporary files are the owner's alone; a model folder is read by servers
             (new / name).replace(folder / name)
