@@ -98,20 +98,22 @@ export function copyButton(key, source, attributes = {}, worded = false) {
 export function thumbs(answer, changed) {
   const rate = async (thumb) => {
     const rating = answer.rating === thumb ? 0 : thumb; // pressed again, a thumb is taken back
-    let stored = false;
+    let stored = null;
     try {
       const reply = await fetch(new URL("api/feedback", document.baseURI), {
         method: "POST",
         headers: { "Content-Type": "application/json" },
         body: JSON.stringify({ run: answer.run, rating }),
       });
-      stored = reply.ok;
+      // Read to its end even when it isn't needed: an unread answer keeps its connection busy.
+      const body = await reply.json();
+      if (reply.ok) stored = body.rating;
     } catch (problem) {
       console.warn("Can't send a rating:", problem.message);
     }
-    notice(text(stored ? "feedback.thanks" : "feedback.failed"));
-    if (!stored) return;
-    answer.rating = rating;
+    notice(text(stored === null ? "feedback.failed" : "feedback.thanks"));
+    if (stored === null) return;
+    answer.rating = stored;
     show();
     changed();
   };
