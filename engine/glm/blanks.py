@@ -152,7 +152,7 @@ def layout(context: Sequence[int], answers: Sequence[tuple[int, Sequence[int]]],
 
 
 def splice(text: str, start: int, end: int, fill: str) -> str:
-    """Put `fill` in place of the blank at characters [start, end); a space is neither lost nor doubled, and none begins the text."""
+    """Put `fill` in place of the blank at characters [start, end); no space is lost or doubled or begins the text."""
     left, right = text[:start], text[end:]
     if fill.startswith(" ") and (not left or left[-1].isspace()):
         fill = fill[1:]
