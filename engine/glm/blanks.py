@@ -22,12 +22,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.errors import GLMError
+from engine.glm.tokenizer import MASKS
 
 if TYPE_CHECKING:
     from engine.glm.config import ChatFormat
     from engine.glm.tokenizer import Tokenizer
 
-MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
 _MASK = re.compile(r"\[[sg]?MASK\]")
 # What a person most likely meant as a mask: any short word that ends in "mask" in square brackets.
 _LOOKS_LIKE_MASK = re.compile(r"\[\s*[A-Za-z]{0,3}\s*mask\s*\]", re.IGNORECASE)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.glm.attention import attend
+
 
 class KeyValueCache:
     """Memory is zeroed, so that a column never written weighs nothing when it is masked (0 * nan would be nan)."""
@@ -82,10 +84,10 @@ class PromptAttention:
             middle, end = start + segment.context, start + segment.length
             if segment.slot is not None:
                 self._cache.write(layer, segment.slot, key[0, start:end], value[0, start:end])
-            context[:, start:middle] = _attend(
+            context[:, start:middle] = attend(
                 query[:, start:middle], key[:, start:middle], value[:, start:middle], None
             )
-            context[:, middle:end] = _attend(query[:, middle:end], key[:, start:end], value[:, start:end], visible)
+            context[:, middle:end] = attend(query[:, middle:end], key[:, start:end], value[:, start:end], visible)
             start = end
         return context
 
@@ -125,12 +127,6 @@ class StepAttention:
                 query[rows].transpose(1, 2), keys[slots, :, :longest], values[slots, :, :longest], attn_mask=visible
             ).transpose(1, 2)
         return context
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
-    return F.scaled_dot_product_attention(
-        query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), attn_mask=visible
-    ).transpose(1, 2)
 
 
 def _branch_mask(segment: Segment, device: torch.device) -> Tensor | None:
