@@ -8,6 +8,11 @@ import sys
 
 SUMMARIES = {
     "generate": "fill blanks, go on with texts, or chat, from the command line",
+    "convert": "make a model folder from GLM-130B's checkpoint, whole or in its downloaded parts",
+    "export": "write a model folder as a SwissArmyTransformer checkpoint, for any number of ranks",
+    "quantize": "store a model's weights in 8 or 4 bits",
+    "plan": "whether a model fits some hardware, and what it will do there",
+    "bench": "how fast a model runs here, its weights in memory or streamed from disk",
     "train": "train a model by a recipe, or resume a run",
     "report": "what a trained model answers, and its score on held-out questions",
 }

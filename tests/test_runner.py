@@ -14,10 +14,11 @@ from engine.glm.model import GLM
 from engine.glm.tokenizer import Tokenizer
 from engine.serving.cache import KeyValueCache, StepAttention
 from engine.serving.protocol import Limits, Request, Sampling
-from engine.serving.runner import Reading, Runner
+from engine.serving.runner import Runner
 from engine.serving.sampling import Sampler
 from engine.serving.scheduler import Ask, Scheduler
 from engine.serving.text import never_generated
+from engine.serving.work import Reading
 from tests.lively import make_lively_model
 from tests.reference import load_model
 

@@ -2,47 +2,140 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from engine.errors import GLMError
-from engine.glm.config import Config
+from engine.glm.config import Config, Quantization
 from engine.glm.model import GLM
+from engine.glm.parallel import COLUMNS, SINGLE, Ranks, partition, scale_slice, slices
+from engine.glm.quantize import quantize_weight
 
 
-def load(folder: Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> GLM:
-    """The model of a folder, in evaluation mode. One tensor beyond the model itself is in memory at a time.
+def load(
+    folder: Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    ranks: Ranks = SINGLE,
+    quantize: str | None = None,
+) -> GLM:
+    """The model of a folder, or a rank's part of it, in evaluation mode. One tensor beyond the model is in memory at a time.
 
-    Errors: model_not_found, bad_model (a missing, extra, mis-shaped or unreadable tensor, by name).
+    quantize: a name of config.QUANTIZATIONS for plain weights; a folder of quantised weights stays as it is.
+    Errors: model_not_found, bad_model (a missing, extra, mis-shaped or unreadable tensor, by name), unsupported.
     """
+    config = serving_config(folder, ranks, quantize)
+    model = GLM(config, device=device, dtype=dtype, ranks=ranks)
+    fill(model, Weights(folder))
+    return model.eval()
+
+
+def serving_config(folder: Path, ranks: Ranks, quantize: str | None) -> Config:
+    """The config that a model of this folder is to be built with. Errors: those of Config.load; unsupported."""
     config = Config.load(folder)
-    model = GLM(config, device=device, dtype=dtype)
-    wanted = dict(model.named_parameters())
-    for path in weight_files(folder):
+    if quantize is None:
+        return config
+    if config.quantization is None:
+        # Each rank quantises its own part, as GLM-130B's code does.
+        return replace(config, quantization=Quantization.parse(quantize, shards=ranks.size))
+    if config.quantization.name != Quantization.parse(quantize).name:
+        message = f"The weights are stored as {config.quantization.name}: they can't be made {quantize}."
+        raise GLMError("unsupported", message, field="quantize")
+    return config
+
+
+def fill(model: GLM, weights: Weights, prefix: str = "") -> None:
+    """Read every tensor of a model whose name begins with `prefix`; each rank reads its part only.
+
+    Plain weights are quantised on the way where the model wants it so. Errors: bad_model by name.
+    """
+    wanted = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name.startswith(prefix)}
+    if not prefix:
+        for name in weights.names - set(wanted):
+            raise GLMError("bad_model", f"{weights.file(name)} has an unexpected tensor {name}.", field="model")
+    quantized = model.config.quantization
+    stored = {name for name in wanted if weights.quantized or not name.endswith(".weight_scale")}
+    missing = sorted(stored - weights.names)
+    if missing:
+        raise GLMError(
+            "bad_model", f"{weights.folder} lacks {len(missing)} tensors, {missing[0]} first.", field="model"
+        )
+    with torch.no_grad():
+        for name in sorted(stored):
+            scales = f"{name}_scale"
+            if scales in wanted and not weights.quantized:
+                assert quantized is not None
+                part = weights.part(name, model.ranks).to(wanted[name].device)
+                numbers, scale = quantize_weight(part, quantized.bits, wanted[scales].shape[1])
+                _put(name, wanted[name], numbers)
+                _put(scales, wanted[scales], scale)
+            else:
+                _put(name, wanted[name], weights.part(name, model.ranks))
+
+
+def _put(name: str, target: torch.Tensor, source: torch.Tensor) -> None:
+    if source.shape != target.shape:
+        shapes = f"{tuple(source.shape)}, the config asks for {tuple(target.shape)}"
+        raise GLMError("bad_model", f"{name} has the shape {shapes}.", field="model")
+    target.copy_(source)
+
+
+class Weights:
+    """The tensors of a model folder by name, read from its safetensors files part by part."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._files: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        for path in weight_files(self.folder):
+            with self._reading(path):
+                self._open[path] = safe_open(path, framework="pt")
+                for name in self._open[path].keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+                    if name in self._files:
+                        raise GLMError("bad_model", f"{name} is in two files, {path.name} the second.", field="model")
+                    self._files[name] = path
+
+    @property
+    def names(self) -> set[str]:
+        return set(self._files)
+
+    @property
+    def quantized(self) -> bool:
+        return any(name.endswith(".weight_scale") for name in self._files)
+
+    def file(self, name: str) -> str:
+        return self._files[name].name
+
+    def part(self, name: str, ranks: Ranks = SINGLE) -> torch.Tensor:
+        """A rank's part of a tensor, read without the rest of it. GLMError bad_model, unsupported."""
+        path = self._files[name]
+        with self._reading(path):
+            view = self._open[path].get_slice(name)
+            shape, how = view.get_shape(), partition(name)
+            if how == COLUMNS and name.endswith(".weight_scale"):
+                return view[:, scale_slice(shape[1], ranks.rank, ranks.size)]
+            pieces = [view[index] for index in slices(how, shape, ranks.rank, ranks.size)]
+            return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    @contextlib.contextmanager
+    def _reading(self, path: Path) -> Iterator[None]:
         try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                    if name not in wanted:
-                        raise GLMError("bad_model", f"{path.name} has an unexpected tensor {name}.", field="model")
-                    parameter, tensor = wanted.pop(name), file.get_tensor(name)
-                    if tensor.shape != parameter.shape:
-                        shapes = f"{tuple(tensor.shape)}, the config asks for {tuple(parameter.shape)}"
-                        raise GLMError("bad_model", f"{path.name}: {name} has the shape {shapes}.", field="model")
-                    with torch.no_grad():
-                        parameter.copy_(tensor)
+            yield
         except SafetensorError as error:
             raise GLMError(
                 "bad_model", f"{path.name} is not a whole safetensors file ({error}).", field="model"
             ) from error
-    if wanted:
-        raise GLMError("bad_model", f"{folder} lacks {len(wanted)} tensors, {next(iter(wanted))} first.", field="model")
-    return model.eval()
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -26,6 +26,56 @@ class ChatFormat:
     answer: str = "答："  # stands before the [gMASK] that the answer fills
 
 
+QUANTIZATIONS = ("int8", "int4", "int8-g32", "int8-g64", "int8-g128", "int4-g32", "int4-g64", "int4-g128")
+
+
+@dataclass(frozen=True, slots=True)
+class Quantization:
+    """How the four matrices of every layer are stored: whole numbers of `bits` bits, times fp16 scales.
+
+    A scale belongs to `group` columns of a row; with group 0 to a whole row, as in GLM-130B's own code. There each of
+    `shards` tensor parallel ranks quantised its own part, so the matrices that are split along their columns
+    (attention.dense, mlp.dense_4h_to_h) have `shards` scales a row.
+    """
+
+    bits: int
+    group: int = 0
+    shards: int = 1
+
+    def __post_init__(self) -> None:
+        if self.bits not in (4, 8):
+            raise GLMError(
+                "bad_model", f"config.json: quantization bits must be 4 or 8, not {self.bits!r}.", field="bits"
+            )
+        for name, low in (("group", 0), ("shards", 1)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < low:
+                raise GLMError("bad_model", f"config.json: quantization {name} can't be {value!r}.", field=name)
+
+    @staticmethod
+    def parse(name: str, shards: int = 1) -> Quantization:
+        """From a name of QUANTIZATIONS, as `int4-g128`. GLMError bad_request for any other."""
+        if name not in QUANTIZATIONS:
+            known = ", ".join(QUANTIZATIONS)
+            raise GLMError("bad_request", f"quantize must be one of {known}, not {name!r}.", field="quantize")
+        kind, _, group = name.partition("-g")
+        return Quantization(int(kind[3:]), int(group or 0), 1 if group else shards)
+
+    @property
+    def name(self) -> str:
+        """As `parse` takes it."""
+        return f"int{self.bits}" + (f"-g{self.group}" if self.group else "")
+
+    def groups(self, columns: int, split_columns: bool) -> int:
+        """Scales a row for a whole matrix of so many columns. GLMError bad_model where they don't come out even."""
+        count = columns / self.group if self.group else self.shards if split_columns else 1
+        if count != int(count) or columns % int(count):
+            raise GLMError(
+                "bad_model", f"{columns} columns can't be quantised in groups of {self.group}.", field="group"
+            )
+        return int(count)
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """Sizes and conventions of one model. Lengths are in tokens."""
@@ -41,6 +91,7 @@ class Config:
     rotary_precision: str = "fp32"  # "fp16" for GLM-130B, whose own code computes the table so
     num_image_tokens: int = 0  # 20000 in icetk's vocabulary
     chat: ChatFormat | None = None
+    quantization: Quantization | None = None  # of the stored weights; None: they are plain numbers
 
     def __post_init__(self) -> None:
         for field in ("layers", "hidden", "inner", "heads", "vocabulary", "positions"):
@@ -96,6 +147,13 @@ class Config:
                 values["chat"] = ChatFormat(**values["chat"])
             except TypeError as error:
                 raise GLMError("bad_model", f"{path}: chat is not a chat format ({error}).", field="chat") from error
+        if values.get("quantization") is not None:
+            try:
+                values["quantization"] = Quantization(**values["quantization"])
+            except TypeError as error:
+                raise GLMError(
+                    "bad_model", f"{path}: quantization is not one ({error}).", field="quantization"
+                ) from error
         return Config(**values)
 
     def save(self, folder: Path) -> None:

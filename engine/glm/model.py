@@ -12,7 +12,7 @@ code path; `run` goes from any layer to any other, so that a long prefill can pa
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.glm.attention import MaskedAttention, prefix_visible
-from engine.glm.config import Config
+from engine.glm.config import Config, Quantization
+from engine.glm.parallel import SINGLE, Ranks, check_split, scale_slice
+from engine.glm.quantize import QuantizedLinear
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 Rotary = tuple[Tensor, Tensor]
@@ -49,20 +51,40 @@ class Linear(nn.Linear):
     def reset_parameters(self) -> None:
         pass
 
+    def product(self, states: Tensor) -> Tensor:
+        """Without the bias."""
+        return F.linear(states, self.weight)
+
 
 class Embedding(nn.Embedding):
     def reset_parameters(self) -> None:
         pass
 
 
-class SelfAttention(nn.Module):
-    """Projections around an attention that the caller brings."""
+def linear(
+    columns: int, rows: int, quantization: Quantization | None, split_columns: bool, ranks: Ranks, **factory: Any
+) -> Linear | QuantizedLinear:
+    """A rank's part of a layer's matrix that has `rows` x `columns` in that rank."""
+    if quantization is None:
+        return Linear(columns, rows, **factory)
+    whole = columns * ranks.size if split_columns else columns
+    groups = quantization.groups(whole, split_columns)
+    if split_columns:
+        part = scale_slice(groups, ranks.rank, ranks.size)
+        groups = part.stop - part.start
+    return QuantizedLinear(columns, rows, quantization.bits, groups, **factory)
 
-    def __init__(self, config: Config, layer: int, **factory: Any) -> None:
+
+class SelfAttention(nn.Module):
+    """Projections around an attention that the caller brings. Of several ranks, each has its share of the heads."""
+
+    def __init__(self, config: Config, layer: int, ranks: Ranks, **factory: Any) -> None:
         super().__init__()
-        self.layer, self.heads, self.head_dim = layer, config.heads, config.head_dim
-        self.query_key_value = Linear(config.hidden, 3 * config.hidden, **factory)
-        self.dense = Linear(config.hidden, config.hidden, **factory)
+        self.layer, self.heads, self.head_dim = layer, config.heads // ranks.size, config.head_dim
+        self.ranks = ranks
+        own = config.hidden // ranks.size
+        self.query_key_value = linear(config.hidden, 3 * own, config.quantization, False, ranks, **factory)
+        self.dense = linear(own, config.hidden, config.quantization, True, ranks, **factory)
 
     def forward(self, states: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
         batch, length, _ = states.shape
@@ -70,32 +92,41 @@ class SelfAttention(nn.Module):
         mixed = self.query_key_value(states).view(batch, length, -1, 3 * self.head_dim)
         query, key, value = mixed.chunk(3, dim=-1)
         context = attention(self.layer, rotate(query, rotary), rotate(key, rotary), value)
-        return self.dense(context.reshape(batch, length, -1))
+        return summed(self.dense, context.reshape(batch, length, -1), self.ranks)
 
 
 class FeedForward(nn.Module):
-    """GeGLU: u, g = halves of W x; output = V (u * gelu(g))."""
+    """GeGLU: u, g = halves of W x; output = V (u * gelu(g)). Of several ranks, each has its share of the inner width."""
 
-    def __init__(self, config: Config, **factory: Any) -> None:
+    def __init__(self, config: Config, ranks: Ranks, **factory: Any) -> None:
         super().__init__()
-        self.dense_h_to_4h = Linear(config.hidden, 2 * config.inner, **factory)
-        self.dense_4h_to_h = Linear(config.inner, config.hidden, **factory)
+        self.ranks = ranks
+        own = config.inner // ranks.size
+        self.dense_h_to_4h = linear(config.hidden, 2 * own, config.quantization, False, ranks, **factory)
+        self.dense_4h_to_h = linear(own, config.hidden, config.quantization, True, ranks, **factory)
 
     def forward(self, states: Tensor) -> Tensor:
         value, gate = self.dense_h_to_4h(states).chunk(2, dim=-1)
-        return self.dense_4h_to_h(value * F.gelu(gate))
+        return summed(self.dense_4h_to_h, value * F.gelu(gate), self.ranks)
+
+
+def summed(layer: Linear | QuantizedLinear, states: Tensor, ranks: Ranks) -> Tensor:
+    """A layer that is split by columns: the ranks' products are summed, the bias is added once."""
+    if ranks.size == 1:
+        return layer(states)
+    return ranks.reduce(layer.product(states)) + layer.bias
 
 
 class Layer(nn.Module):
     """One transformer layer, post-LN with DeepNorm's residual."""
 
-    def __init__(self, config: Config, layer: int, **factory: Any) -> None:
+    def __init__(self, config: Config, layer: int, ranks: Ranks, **factory: Any) -> None:
         super().__init__()
         self.alpha = math.sqrt(2 * config.layers)
         self.input_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon, **factory)
-        self.attention = SelfAttention(config, layer, **factory)
+        self.attention = SelfAttention(config, layer, ranks, **factory)
         self.post_attention_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon, **factory)
-        self.mlp = FeedForward(config, **factory)
+        self.mlp = FeedForward(config, ranks, **factory)
 
     def forward(self, hidden: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
         states = self.input_layernorm(hidden)
@@ -105,16 +136,25 @@ class Layer(nn.Module):
 
 
 class GLM(nn.Module):
-    """A GLM of any size. hidden states: (batch, length, hidden). Made without weights: see `Linear`."""
+    """A GLM of any size, or one rank's part of it. hidden states: (batch, length, hidden), the same in all ranks.
+
+    Made without weights: see `Linear`. With `config.quantization` the layers' matrices are QuantizedLinear.
+    """
 
     def __init__(
-        self, config: Config, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+        self,
+        config: Config,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        ranks: Ranks = SINGLE,
     ) -> None:
         super().__init__()
-        self.config = config
+        check_split(config, ranks.size)
+        self.config, self.ranks = config, ranks
         factory = {"device": device, "dtype": dtype}
-        self.word_embeddings = Embedding(config.vocabulary, config.hidden, **factory)
-        self.layers = nn.ModuleList(Layer(config, layer, **factory) for layer in range(config.layers))
+        self.word_embeddings = Embedding(config.vocabulary // ranks.size, config.hidden, **factory)
+        self.layers = nn.ModuleList(Layer(config, layer, ranks, **factory) for layer in range(config.layers))
         self.final_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon, **factory)
 
     @property
@@ -123,23 +163,33 @@ class GLM(nn.Module):
 
     def embed(self, ids: Tensor) -> Tensor:
         """(batch, length) ids -> (batch, length, hidden)."""
-        return self.word_embeddings(ids)
+        if self.ranks.size == 1:
+            return self.word_embeddings(ids)
+        own = self.word_embeddings.num_embeddings
+        local = ids - self.ranks.rank * own
+        elsewhere = (local < 0) | (local >= own)
+        hidden = self.word_embeddings(local.masked_fill(elsewhere, 0))
+        return self.ranks.reduce(hidden.masked_fill(elsewhere.unsqueeze(-1), 0))
 
     def rotary(self, positions: Tensor) -> Rotary:
         """The tables for positions (batch, length)."""
         return rotary_table(positions, self.config.head_dim, self.config.rotary_precision)
 
+    def ready_layers(self, first: int, last: int | None) -> Iterable[Layer]:
+        """Layers first .. last-1, one after the other, each with its weights in place while it is the current one."""
+        return self.layers[first:last]
+
     def run(
         self, hidden: Tensor, rotary: Rotary, attention: Attention, first: int = 0, last: int | None = None
     ) -> Tensor:
         """Layers first .. last-1 on hidden states."""
-        for layer in self.layers[first:last]:
+        for layer in self.ready_layers(first, last):
             hidden = layer(hidden, rotary, attention)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Hidden states after the last layer -> (..., vocabulary)."""
-        return F.linear(self.final_layernorm(hidden), self.word_embeddings.weight)
+        """Hidden states after the last layer -> (..., vocabulary), in every rank."""
+        return self.ranks.gather(F.linear(self.final_layernorm(hidden), self.word_embeddings.weight))
 
     def forward(
         self, ids: Tensor, positions: Tensor, context_length: Tensor | None = None, visible: Tensor | None = None

@@ -20,6 +20,7 @@ from engine.glm.blanks import Prompt
 # The rule that turns probabilities and a seed into tokens. A new rule is a new name: shared runs compare it.
 SAMPLER = "inverse-cdf-1"
 PRECISIONS = ("fp32", "bf16", "fp16")
+OFFLOADS = ("none", "host", "disk")
 MAX_ALTERNATIVES = 8
 MAX_CHOICES = 16
 MAX_STOP_STRINGS = 16
@@ -75,6 +76,12 @@ class Options:
     device: int | None  # number of the accelerator; None: the CPU
     prefill_tokens: int
     log_level: int
+    rank: int = 0  # among `tensor_parallel` ranks, each with its part of the weights
+    tensor_parallel: int = 1
+    rendezvous: str | None = None  # a file of their own, where several ranks find each other
+    quantize: str | None = None  # a name of config.QUANTIZATIONS; None: as the folder has it
+    offload: str = "none"  # where layers beyond weights_budget wait: "none" (all are loaded), "host", "disk"
+    weights_budget: int | None = None  # bytes of one rank's weights that may be loaded at a time
 
 
 @dataclass(frozen=True, slots=True)

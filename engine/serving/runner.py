@@ -6,26 +6,18 @@ or all, and ends with `logits`. Between two `advance` calls other passes may run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.glm.blanks import Prompt
 from engine.glm.model import GLM, Attention, Rotary
 from engine.serving.cache import KeyValueCache, PromptAttention, Segment, StepAttention
 from engine.serving.sampling import Sampler
 from engine.serving.scheduler import Choice, Plan
-
-
-class Reading(NamedTuple):
-    """A prompt to read: into a slot, for going on; or with choices behind it, to score them."""
-
-    prompt: Prompt
-    slot: int | None = None
-    choices: tuple[tuple[int, ...], ...] = ()
+from engine.serving.work import Reading, Work
 
 
 @dataclass(slots=True)
@@ -41,10 +33,12 @@ class Pass:
 
 
 class Runner:
-    """slots sequences of up to `columns` tokens each."""
+    """slots sequences of up to `columns` tokens each. announce: gets each Work before it is done, for the other ranks."""
 
-    def __init__(self, model: GLM, slots: int, columns: int) -> None:
-        self._model = model
+    def __init__(self, model: GLM, slots: int, columns: int, announce: Callable[[Work], None] | None = None) -> None:
+        self._model, self._announce = model, announce
+        self._clears: list[int] = []  # of the cache, with the next work
+        self._copies: list[tuple[int, int, int]] = []
         first = model.layers[0].attention
         dtype = model.word_embeddings.weight.dtype
         self.cache = KeyValueCache(len(model.layers), slots, first.heads, columns, first.head_dim, dtype, model.device)
@@ -100,6 +94,29 @@ class Runner:
         hidden = state.hidden.flatten(0, 1)
         return self._model.logits(hidden if state.wanted is None else hidden[state.wanted])
 
+    @torch.inference_mode()
+    def follow(self, work: Work) -> Tensor:
+        """One whole pass, as every rank does it; the logits are the same in all ranks."""
+        for slot in work.clears:
+            self.cache.clear(slot)
+        for source, target, length in work.copies:
+            self.cache.copy(source, target, length)
+        state = (
+            self.read(work.readings)
+            if work.readings
+            else self.step(work.slots, work.tokens, work.columns, work.positions)
+        )
+        self.advance(state)
+        return self.logits(state)
+
+    def _lead(self, **pass_: Any) -> Tensor:
+        """A pass with what is to be done in the cache before it, in all ranks."""
+        work = Work(clears=tuple(self._clears), copies=tuple(self._copies), **pass_)
+        self._clears, self._copies = [], []
+        if self._announce is not None:
+            self._announce(work)
+        return self.follow(work)
+
     def run(
         self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]
     ) -> tuple[list[Choice], list[list[list[float]]]]:
@@ -111,11 +128,11 @@ class Runner:
         self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]
     ) -> tuple[list[Choice], list[list[list[float]]]]:
         jobs = plan.prompts
-        state = self.read(
-            [Reading(job.request.prompt, job.rows[0].slot if job.rows else None, job.request.choices) for job in jobs]
+        logits = self._lead(
+            readings=tuple(
+                Reading(job.request.prompt, job.rows[0].slot if job.rows else None, job.request.choices) for job in jobs
+            )
         )
-        self.advance(state)
-        logits = self.logits(state)
         sources: list[int] = []  # for each row that gets a token, the row of logits it comes from
         scores: list[list[list[float]]] = []
         start = 0
@@ -124,7 +141,7 @@ class Runner:
                 sources += [start] * len(job.rows)
                 start += 1
                 for row in job.rows[1:]:
-                    self.cache.copy(job.rows[0].slot, row.slot, len(job.request.prompt.ids))
+                    self._copies.append((job.rows[0].slot, row.slot, len(job.request.prompt.ids)))
                 continue
             logprobs = []
             for choice in job.request.choices:
@@ -142,14 +159,13 @@ class Runner:
         self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]
     ) -> tuple[list[Choice], list[list[list[float]]]]:
         rows = plan.rows
-        state = self.step(
-            [row.slot for row in rows],
-            [row.tokens[-1] for row in rows],
-            [row.column for row in rows],
-            [row.position for row in rows],
+        logits = self._lead(
+            slots=tuple(row.slot for row in rows),
+            tokens=tuple(row.tokens[-1] for row in rows),
+            columns=tuple(row.column for row in rows),
+            positions=tuple(row.position for row in rows),
         )
-        self.advance(state)
-        choices = sampler(self.logits(state), [row.ask(end_ids) for row in rows])
+        choices = sampler(logits, [row.ask(end_ids) for row in rows])
         self._clean(plan, choices)
         return choices, []
 
@@ -159,7 +175,7 @@ class Runner:
             if not choice.finite:
                 for other in row.job.rows:
                     if other.reason is None:  # else its slot may be another's by now
-                        self.cache.clear(other.slot)
+                        self._clears.append(other.slot)
 
     def _indices(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._model.device)

@@ -1,0 +1,110 @@
+"""How a model is split over tensor parallel ranks: the one table of what is split along what, and the ranks' exchange.
+
+Megatron's scheme (arXiv 1909.08053), as in GLM-130B: the projections to query/key/value (whole heads) and to the gated
+inner width are split by rows, each gate half on its own; the projections back are split by columns, their partial products
+summed, their biases added once; embedding and logits are split over the vocabulary. Everything else is in all ranks.
+The same table cuts and joins the files of SwissArmyTransformer checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.errors import GLMError
+from engine.glm.config import Config
+
+ROWS, HALVES, COLUMNS, WHOLE = "rows", "halves", "columns", "whole"
+
+
+def partition(name: str) -> str:
+    """How the tensor of a name (a parameter's, or `...weight_scale`) is split: ROWS, HALVES (of the rows), COLUMNS or WHOLE."""
+    module, _, kind = name.rpartition(".")
+    if module == "word_embeddings" or module.endswith("attention.query_key_value"):
+        return ROWS
+    if module.endswith("mlp.dense_h_to_4h"):
+        return HALVES
+    if module.endswith(("attention.dense", "mlp.dense_4h_to_h")) and kind != "bias":
+        return COLUMNS
+    return WHOLE
+
+
+def slices(how: str, shape: Sequence[int], rank: int, size: int) -> list[tuple[slice, ...]]:
+    """Where a rank's part lies in a whole tensor; several pieces are joined along dimension 0.
+
+    GLMError unsupported if it doesn't come out even.
+    """
+    if how == WHOLE or size == 1:
+        return [(slice(None),) * len(shape)]
+    dimension = 1 if how == COLUMNS else 0
+    pieces = 2 if how == HALVES else 1
+    length = shape[dimension] // pieces // size
+    if length * pieces * size != shape[dimension]:
+        raise GLMError("unsupported", f"{shape[dimension]} can't be split over {size} ranks.", field="tensor_parallel")
+    starts = [piece * length * size + rank * length for piece in range(pieces)]
+    cut = [slice(start, start + length) for start in starts]
+    return [(slice(None), part) if dimension else (part,) for part in cut]
+
+
+def scale_slice(groups: int, rank: int, size: int) -> slice:
+    """The scales of a rank's columns, of `groups` scales a row of a matrix that is split by columns.
+
+    GLMError unsupported where a rank's columns would end inside a group.
+    """
+    if groups % size == 0:
+        return slice(rank * groups // size, (rank + 1) * groups // size)
+    if size % groups == 0:  # several ranks lie in one group and share its scale
+        return slice(rank * groups // size, rank * groups // size + 1)
+    raise GLMError(
+        "unsupported",
+        f"The weights were quantised in {groups} column groups, which can't be split over {size} ranks.",
+        field="tensor_parallel",
+    )
+
+
+def join(how: str, parts: Sequence[Tensor]) -> Tensor:
+    """The whole tensor from the ranks' parts: the inverse of `slices`. Of WHOLE tensors the first is taken."""
+    if how == WHOLE or len(parts) == 1:
+        return parts[0]
+    if how == HALVES:
+        halves = [part.chunk(2, dim=0) for part in parts]
+        return torch.cat([half[0] for half in halves] + [half[1] for half in halves])
+    return torch.cat(list(parts), dim=1 if how == COLUMNS else 0)
+
+
+def check_split(config: Config, size: int) -> None:
+    """GLMError unsupported if a model of this shape can't be split over so many ranks."""
+    for name in ("heads", "inner", "vocabulary"):
+        if getattr(config, name) % size:
+            message = f"{name} = {getattr(config, name)} of {config.name} can't be split over {size} ranks."
+            raise GLMError("unsupported", message, field="tensor_parallel")
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """One rank among `size`, and how it exchanges tensors with the others; a single rank exchanges nothing."""
+
+    rank: int = 0
+    size: int = 1
+    group: Any = None  # of torch.distributed; None: the default one
+
+    def reduce(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.size > 1:
+            torch.distributed.all_reduce(tensor, group=self.group)
+        return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """(..., n) of each rank -> (..., size * n), in the order of the ranks."""
+        if self.size == 1:
+            return tensor
+        parts = [torch.empty_like(tensor) for _ in range(self.size)]
+        torch.distributed.all_gather(parts, tensor.contiguous(), group=self.group)
+        return torch.cat(parts, dim=-1)
+
+
+SINGLE = Ranks()

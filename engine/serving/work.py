@@ -1,0 +1,30 @@
+"""What all ranks of a replica do in one pass: made by rank 0 from a plan, sent to the others on a pipe. Torch-free."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from engine.glm.blanks import Prompt
+
+
+class Reading(NamedTuple):
+    """A prompt to read: into a slot, for going on; or with choices behind it, to score them."""
+
+    prompt: Prompt
+    slot: int | None = None
+    choices: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """First `clears` (slots) and `copies` (source slot, target slot, columns) in the cache; then prompts to read, or one
+    token of each row: token i goes to columns[i] of slots[i] (ascending), read at positions[i]."""
+
+    clears: tuple[int, ...] = ()
+    copies: tuple[tuple[int, int, int], ...] = ()
+    readings: tuple[Reading, ...] = ()
+    slots: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = ()
+    columns: tuple[int, ...] = ()
+    positions: tuple[int, ...] = ()
