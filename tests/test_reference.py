@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from engine.glm.attention import MaskedAttention
 from engine.glm.config import PRESETS
 from engine.glm.model import GLM, rotary_table
+from engine.training.data import Batch
+from engine.training.loss import batch_loss, shrunk
 from tests.reference import load_config, load_model
 
 LOGITS_TOLERANCE = 2e-4
@@ -142,3 +144,46 @@ def test_number_of_parameters(reference: Path, model: GLM) -> None:
     with torch.device("meta"):
         assert sum(parameter.numel() for parameter in GLM(PRESETS["glm-130b"]).parameters()) == 128_697_794_560
     assert PRESETS["glm-130b"].parameters() == 128_697_794_560
+
+
+@pytest.mark.parametrize("variant", ["alpha1", "alpha0.1_input", "alpha0.1_input_and_logits"])
+def test_gradients(reference: Path, model: GLM, variant: str) -> None:
+    """The trainer's loss and its gradients: of every parameter the norm and the sum, of some all numbers."""
+    if not (reference / "gradients.json").exists():
+        pytest.skip("this set of fixtures has no gradients")
+    recorded = json.loads((reference / "gradients.json").read_text())["variants"][variant]
+    data = load_file(reference / "gradients.safetensors")
+    visible = ~data["attention_mask"][:, 0]
+    targets = data["targets"].masked_fill(data["loss_mask"] == 0, -1)
+    real = visible.diagonal(dim1=1, dim2=2)
+    context = visible[:, 0] & real
+    batch = Batch(*(part.numpy() for part in (data["tokens"], data["position_ids"], targets, real.long(), context)))
+    model.requires_grad_(True).zero_grad()
+    if variant.endswith("logits"):  # shrinks the tied matrix of the logits too: an alternative reading of the paper
+        loss, count = loss_with_shrunk_logits(model, batch)
+    else:
+        loss, count = batch_loss(model, batch, 1.0 if variant == "alpha1" else 0.1)
+    (loss / count).backward()
+    assert abs(loss.item() / count - recorded["loss"]) < 1e-4
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        norm = recorded["grad_norms"][f"transformer.{name}"]
+        assert abs(float(parameter.grad.norm()) - norm) < 1e-4 * max(1.0, norm), name
+    rows = model.word_embeddings.weight.grad[data["word_embedding_rows"]]
+    assert (rows - data[f"{variant}/word_embeddings.weight.grad_rows"]).abs().max() < 1e-4
+    gradients = dict(model.named_parameters())
+    for name, expected in data.items():
+        if name.startswith(f"{variant}/transformer."):
+            found = gradients[name.removeprefix(f"{variant}/transformer.")].grad
+            assert (found - expected).abs().max() < 1e-4, name
+    model.requires_grad_(False)
+
+
+def loss_with_shrunk_logits(model: GLM, batch: Batch) -> tuple[torch.Tensor, int]:
+    """As `batch_loss` with a share of 0.1, on the output matrix too."""
+    weight = model.word_embeddings.weight
+    model.logits = lambda hidden: torch.nn.functional.linear(model.final_layernorm(hidden), shrunk(weight, 0.1))
+    try:
+        return batch_loss(model, batch, 0.1)
+    finally:
+        del model.logits

@@ -19,7 +19,7 @@ from engine.training.data import Mixture, Source, pack
 from engine.training.held_out import digest, held_out_rows
 from engine.training.objective import Objective
 from engine.training.optimizer import orthogonalise
-from engine.training.recipe import HeldOut, Recipe
+from engine.training.recipe import HeldOut, Optimizer, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = [
@@ -149,6 +149,30 @@ def test_what_it_learned_comes_out(runs) -> None:
         ids.append(token)
         positions.append(prompt.position(step))
     assert tokenizer.decode(ids[len(prompt.ids) :]).startswith("The capital of")
+
+
+def test_going_on_from_a_model(data, runs, tmp_path) -> None:
+    """A recipe with `initial` begins with the weights and the vocabulary of that model."""
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(RECIPE.replace("STEPS", "2") + f"\ninitial: {runs['whole'] / 'model'}\n")
+    done = train(recipe, data, tmp_path / "run")
+    assert done.returncode == 0, done.stderr
+    assert losses(tmp_path / "run")[0] < 0.7 * losses(runs["whole"])[0]
+    vocabularies = [(folder / "tokenizer.model").read_bytes() for folder in (tmp_path / "run", runs["whole"] / "model")]
+    assert vocabularies[0] == vocabularies[1]
+    recipe.write_text(RECIPE.replace("STEPS", "2") + "\ninitial: embedded\n")
+    done = train(recipe, data, tmp_path / "other")
+    assert done.returncode == 2
+    assert "another shape" in done.stderr
+
+
+def test_embedding_gradient_rises() -> None:
+    optimizer = Optimizer(
+        learning_rate=1, embedding_learning_rate=1, embedding_gradient=0.1, embedding_gradient_steps=10
+    )
+    shares = [optimizer.embedding_gradient_share(step) for step in (0, 5, 10, 100)]
+    assert shares == pytest.approx([0.1, 0.55, 1.0, 1.0])
+    assert Optimizer(learning_rate=1, embedding_learning_rate=1).embedding_gradient_share(7) == 1.0
 
 
 def test_held_out_questions_are_not_trained_on(data, runs) -> None:

@@ -36,6 +36,14 @@ class Optimizer(_Strict):
     decay_share: float = Field(0.3, gt=0, le=1)  # of all steps, at the end, linearly down to final_share
     final_share: float = Field(0.05, ge=0, le=1)
     clip: float = Field(1.0, gt=0)
+    embedding_gradient: float = Field(1.0, gt=0, le=1)  # share of the embedding's gradient at first (GLM-130B: 0.1)
+    embedding_gradient_steps: int = Field(0, ge=0)  # over which it rises to 1; 0: it stays
+
+    def embedding_gradient_share(self, step: int) -> float:
+        """The share at a 0-based step."""
+        if not self.embedding_gradient_steps:
+            return self.embedding_gradient
+        return min(1.0, self.embedding_gradient + (1 - self.embedding_gradient) * step / self.embedding_gradient_steps)
 
 
 class Stage(_Strict):
@@ -54,10 +62,12 @@ class HeldOut(_Strict):
     source: str
     count: int = Field(ge=1)
     keep: list[str] = []  # questions that stay in training
+    seed: int | None = None  # None: the recipe's; a run that goes on from another one holds out the same questions
 
 
 class Recipe(_Strict):
     model: str
+    initial: str | None = None  # a model folder, or "embedded", to go on from with its vocabulary; None: fresh weights
     seed: int = 1
     vocabulary: Vocabulary | None = None
     span: Span = Span()

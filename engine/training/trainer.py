@@ -10,20 +10,21 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from engine.errors import GLMError
 from engine.glm import checkpoint
-from engine.glm.attention import MaskedAttention, packed_visible
+from engine.glm.config import Config, resolve_model
 from engine.glm.model import GLM, initialise
-from engine.glm.tokenizer import Tokenizer
+from engine.glm.tokenizer import VOCABULARY_FILE, Tokenizer
 from engine.training.data import Batch, Mixture, load_source, pack
 from engine.training.held_out import digest, held_out_rows
+from engine.training.loss import LossModule
 from engine.training.objective import Objective
 from engine.training.optimizer import MuonAdamW, parameter_groups
 from engine.training.recipe import Recipe
@@ -31,30 +32,6 @@ from engine.training.sources import find_source, read_rows, row_text
 from engine.training.vocabulary import train_vocabulary
 
 log = logging.getLogger(__name__)
-
-
-def batch_loss(model: GLM, batch: Batch) -> tuple[Tensor, int]:
-    """(sum of cross-entropy over the targets, their number). Logits are made only where a target is."""
-    device = model.device
-    ids, positions, targets = (
-        torch.from_numpy(array).to(device) for array in (batch.ids, batch.positions, batch.targets)
-    )
-    visible = packed_visible(torch.from_numpy(batch.document).to(device), torch.from_numpy(batch.context).to(device))
-    hidden = model.run(model.embed(ids), model.rotary(positions), MaskedAttention(visible))
-    asked = targets >= 0
-    loss = F.cross_entropy(model.logits(hidden[asked]).float(), targets[asked], reduction="sum")
-    return loss, int(asked.sum())
-
-
-class LossModule(torch.nn.Module):
-    """What DeepSpeed wraps: forward gives the summed loss, so that its hooks see one forward and one backward."""
-
-    def __init__(self, model: GLM) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch) -> tuple[Tensor, int]:
-        return batch_loss(self.model, batch)
 
 
 class Trainer:
@@ -70,7 +47,10 @@ class Trainer:
         """Split off the held-out questions first, then train the vocabulary if there is none yet."""
         for name in {name for stage in self.recipe.stages for name in stage.weights}:
             find_source(self.data, name)  # a missing one is said before hours of work
-        held = held_out_rows(self.data, self.recipe.held_out, self.recipe.seed) if self.recipe.held_out else []
+        options, seed = self.recipe.held_out, self.recipe.seed
+        if options is not None and options.seed is not None:
+            seed = options.seed
+        held = held_out_rows(self.data, options, seed) if options else []
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in held)
         path = self.folder / "held_out.jsonl"
         if path.exists() and path.read_text(encoding="utf-8") != text:
@@ -80,6 +60,12 @@ class Trainer:
         path.write_text(text, encoding="utf-8")
         self.held_out = held
         log.info("%d questions held out, sha256 %s", len(held), digest(held))
+        if self.recipe.initial is not None and not self.tokenizer_file.exists():
+            initial = resolve_model(self.recipe.initial)
+            if replace(Config.load(initial), name=self.recipe.config.name) != self.recipe.config:
+                message = f"{initial} has another shape than {self.recipe.model}: it can't be gone on from."
+                raise GLMError("bad_model", message, field="initial")
+            shutil.copyfile(initial / VOCABULARY_FILE, self.tokenizer_file)
         if not self.tokenizer_file.exists():
             if self.recipe.vocabulary is None:
                 raise GLMError(
@@ -125,8 +111,11 @@ class Trainer:
             )
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
-        model = GLM(recipe.config)
-        initialise(model, torch.Generator().manual_seed(recipe.seed))
+        if recipe.initial is None:
+            model = GLM(recipe.config)
+            initialise(model, torch.Generator().manual_seed(recipe.seed))
+        else:
+            model = checkpoint.load(resolve_model(recipe.initial)).train()
         if torch.accelerator.is_available():
             model.to(torch.accelerator.current_accelerator())
         options = recipe.optimizer
@@ -169,7 +158,7 @@ class Trainer:
         share = self.recipe.learning_rate_share(self.step)
         for group, peak in zip(optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
-        loss_sum, count = engine(batch)
+        loss_sum, count = engine(batch, self.recipe.optimizer.embedding_gradient_share(self.step))
         counts = torch.tensor([count, float(loss_sum.detach()), batch.tokens], dtype=torch.float64)
         if self.world > 1:
             torch.distributed.all_reduce(counts)
