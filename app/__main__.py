@@ -38,10 +38,9 @@ def main(arguments: list[str]) -> int:
     from storage import Database, StorageError
 
     try:
-        from engine.glm.config import resolve_model
+        from engine.glm.size import parse_size
         from engine.serving.pool import Pool
 
-        resolve_model(settings.model)
         pool = Pool(
             settings.model,
             replicas=settings.replicas,
@@ -49,6 +48,11 @@ def main(arguments: list[str]) -> int:
             slots=settings.slots,
             queue=settings.queue,
             threads=settings.threads or None,
+            precision=settings.precision,
+            quantize=None if settings.quantize == "none" else settings.quantize,
+            offload=settings.offload,
+            weights_budget=parse_size(settings.weights_budget) if settings.weights_budget else None,
+            device=settings.device,
         )
         database = Database(settings.database)
     except (GLMError, StorageError) as error:

@@ -13,14 +13,19 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from engine.errors import GLMError
+from engine.glm.config import QUANTIZATIONS
+from engine.glm.size import parse_size
+
 PREFIX = "GLM_"
 DATABASE_FILE = "glm.db"
+METAVARS = {"database": "URL", "model": "FOLDER", "host": "ADDRESS", "root_path": "PATH", "weights_budget": "SIZE"}
 Names = Annotated[tuple[str, ...], NoDecode]
 
 
@@ -62,6 +67,20 @@ class Settings(BaseSettings):
     model: str = Field("embedded", min_length=1, description="model folder, or `embedded` for the one that comes along")
     replicas: int = Field(1, ge=1, le=256, description="independent copies of the model")
     tensor_parallel: int = Field(1, ge=1, le=64, description="processes that share the weights of one copy")
+    precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="numbers that the model computes with")
+    quantize: Literal["none", *QUANTIZATIONS] = Field(
+        "none",
+        description="fewer bits for the weights, while they are loaded; int4-g128: 4 bits, a scale for 128 columns",
+    )
+    offload: Literal["none", "host", "disk"] = Field(
+        "none", description="where the layers wait that don't fit into the weights budget; read again for every token"
+    )
+    weights_budget: str = Field(
+        "", description="memory for the weights of a model process, as 12GiB, with --offload host or disk"
+    )
+    device: Literal["auto", "cpu"] = Field(
+        "auto", description="auto takes accelerators where there are any, one a process"
+    )
     slots: int = Field(16, ge=1, le=4096, description="requests that one copy works on at the same time")
     queue: int = Field(256, ge=0, description="requests that may wait for a slot; more are refused")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of a model process; 0 chooses by the machine")
@@ -103,6 +122,16 @@ class Settings(BaseSettings):
             if parts.scheme not in ("http", "https") or not parts.netloc or parts.path or parts.query or parts.fragment:
                 raise ValueError(f"{origin} is not an origin: write it as https://example.org, without a path")
         return tuple(origin.lower() for origin in value)
+
+    @field_validator("weights_budget")
+    @classmethod
+    def _budget(cls, value: str) -> str:
+        if value:
+            try:
+                parse_size(value)
+            except GLMError as error:
+                raise ValueError("write a size as 12GiB, 12GB or 800MiB") from error
+        return value
 
     @field_validator("root_path")
     @classmethod
@@ -166,11 +195,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _metavar(name: str, default: Any) -> str:
-    if name == "log_level":
-        return "debug|info|warning|error"
+    choices = get_args(Settings.model_fields[name].annotation)
+    if choices and isinstance(default, str):
+        return "|".join(choices)
     if isinstance(default, int | float):
         return "N"
-    return {"database": "URL", "model": "FOLDER", "host": "ADDRESS", "root_path": "PATH"}.get(name, "LIST")
+    return METAVARS.get(name, "LIST")
 
 
 def _sentence(error: ValidationError) -> str:

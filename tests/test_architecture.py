@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-TORCH_FREE_GLM = {"config", "tokenizer", "blanks", "filling", "stream_decoder", "sentencepiece_file"}
+TORCH_FREE_GLM = {"config", "tokenizer", "blanks", "filling", "stream_decoder", "sentencepiece_file", "size"}
 HEAVY = {"torch", "deepspeed", "gradio", "safetensors"}
 
 

@@ -270,7 +270,7 @@ async def test_a_model_that_can_not_be_loaded(folder: Path, tmp_path: Path) -> N
     assert caught.value.kind == "bad_model" and "model.safetensors" in str(caught.value)
     assert "Traceback" not in str(caught.value) and pool.status()["replicas"][0]["pid"] is None
     with pytest.raises(GLMError) as caught:
-        await Pool(tmp_path / "nothing").start()
+        Pool(tmp_path / "nothing")
     assert caught.value.kind == "model_not_found"
 
 
@@ -310,7 +310,13 @@ async def test_non_finite_logits_are_a_named_error(tmp_path: Path, vocabulary_fi
 
 async def test_what_a_pool_can_not_be() -> None:
     for values, kind, field in (
-        ({"tensor_parallel": 2}, "unsupported", "tensor_parallel"),
+        ({"tensor_parallel": 0}, "bad_request", "tensor_parallel"),
+        ({"tensor_parallel": 3}, "unsupported", "tensor_parallel"),
+        ({"quantize": "int3"}, "bad_request", "quantize"),
+        ({"quantize": "int4-g128"}, "bad_model", "group"),
+        ({"offload": "tape"}, "bad_request", "offload"),
+        ({"offload": "disk", "weights_budget": 0}, "bad_request", "weights_budget"),
+        ({"weights_budget": 1 << 30}, "bad_request", "weights_budget"),
         ({"replicas": 0}, "bad_request", "replicas"),
         ({"precision": "fp8"}, "bad_request", "precision"),
         ({"device": "tpu"}, "bad_request", "device"),

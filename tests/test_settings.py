@@ -45,6 +45,12 @@ def test_help_explains_every_setting() -> None:
         (["--grace-seconds", "nan"], "finite"),
         (["--grace-seconds", "-1"], "--grace-seconds"),
         (["--log-level", "loud"], "'debug', 'info', 'warning' or 'error'"),
+        (["--tensor-parallel", "0"], "--tensor-parallel"),
+        (["--precision", "fp8"], "'fp32', 'fp16' or 'bf16'"),
+        (["--quantize", "int3"], "'int4-g128'"),
+        (["--offload", "tape"], "'none', 'host' or 'disk'"),
+        (["--weights-budget", "12Gi"], "12GiB"),
+        (["--device", "cuda"], "'auto' or 'cpu'"),
         (["--allowed-origins", "example.org"], "https://example.org"),
         (["--root-path", "glm"], "/path"),
         (["--colour", "red"], "--colour"),
@@ -107,6 +113,8 @@ def test_wrong_settings_end_the_program_with_one_sentence(tmp_path: Path, tiny_m
             (["--port", str(port)], f"port {port}"),
             (["--slots", "many"], "--slots"),
             (["--model", str(tmp_path), *somewhere], "model"),
+            (["--model", str(tiny_model_folder), "--tensor-parallel", "3", *somewhere], "heads = 4"),
+            (["--model", str(tiny_model_folder), "--weights-budget", "1GiB", *somewhere], "offload"),
             (["--database", "mysql://host/name", "--port", "0", "--model", str(tiny_model_folder)], "mysql"),
         ):
             ended = program(*flags)

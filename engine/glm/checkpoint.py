@@ -7,7 +7,6 @@ import json
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from engine.errors import GLMError
-from engine.glm.config import Config, Quantization
+from engine.glm.config import Config
 from engine.glm.model import GLM
 from engine.glm.parallel import COLUMNS, SINGLE, Ranks, partition, scale_slice, slices
 from engine.glm.quantize import quantize_weight
@@ -43,16 +42,7 @@ def load(
 
 def serving_config(folder: Path, ranks: Ranks, quantize: str | None) -> Config:
     """The config that a model of this folder is to be built with. Errors: those of Config.load; unsupported."""
-    config = Config.load(folder)
-    if quantize is None:
-        return config
-    if config.quantization is None:
-        # Each rank quantises its own part, as GLM-130B's code does.
-        return replace(config, quantization=Quantization.parse(quantize, shards=ranks.size))
-    if config.quantization.name != Quantization.parse(quantize).name:
-        message = f"The weights are stored as {config.quantization.name}: they can't be made {quantize}."
-        raise GLMError("unsupported", message, field="quantize")
-    return config
+    return Config.load(folder).quantized(quantize, ranks.size)
 
 
 def fill(model: GLM, weights: Weights, prefix: str = "") -> None:

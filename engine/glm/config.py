@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+import os
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from engine.errors import GLMError
@@ -156,6 +157,22 @@ class Config:
                 ) from error
         return Config(**values)
 
+    def quantized(self, quantize: str | None, size: int = 1) -> Config:
+        """Of a model that is served over `size` ranks with its plain weights made `quantize`, a name of QUANTIZATIONS.
+
+        GLMError bad_request; unsupported, if the weights are stored as another kind already.
+        """
+        if quantize is None:
+            return self
+        # Each rank quantises its own part, as GLM-130B's code does.
+        wanted = Quantization.parse(quantize, shards=size)
+        if self.quantization is None:
+            return replace(self, quantization=wanted)
+        if self.quantization.name != wanted.name:
+            message = f"The weights are stored as {self.quantization.name}: they can't be made {quantize}."
+            raise GLMError("unsupported", message, field="quantize")
+        return self
+
     def save(self, folder: Path) -> None:
         """Write config.json."""
         text = json.dumps(asdict(self), ensure_ascii=False, indent=1)
@@ -188,15 +205,64 @@ def resolve_model(model: str | Path) -> Path:
     return folder
 
 
-def weights_hash(folder: Path) -> str:
-    """SHA-256 (hex) over the names and bytes of a folder's safetensors files: the identity of a model version."""
-    digest = hashlib.sha256()
+def check_split(config: Config, size: int) -> None:
+    """GLMError unsupported if a model of this shape and quantisation can't be split over so many ranks."""
+    for name in ("heads", "inner", "vocabulary"):
+        if getattr(config, name) % size:
+            message = f"{name} = {getattr(config, name)} of {config.name} can't be split over {size} ranks."
+            raise GLMError("unsupported", message, field="tensor_parallel")
+    if config.quantization is not None:
+        for columns in (config.hidden, config.inner):
+            config.quantization.groups(columns, split_columns=False)
+            check_groups(config.quantization.groups(columns, split_columns=True), size)
+
+
+def check_groups(groups: int, size: int) -> None:
+    """GLMError unsupported where of a matrix with so many scales a row, split by columns, a rank's part ends inside a group."""
+    if groups % size and size % groups:
+        message = f"The weights were quantised in {groups} column groups, which can't be split over {size} ranks."
+        raise GLMError("unsupported", message, field="tensor_parallel")
+
+
+HASHES = "weights.sha256.json"
+
+
+def weights_hash(folder: Path, remember_from: int = 1 << 30) -> str:
+    """SHA-256 (hex) over the names and bytes of a folder's safetensors files: the identity of a model version.
+
+    From `remember_from` bytes on, reading everything takes long: the hash is kept beside the files, with their names,
+    sizes and times of change, and taken from there as long as these are the same.
+    """
     paths = sorted(Path(folder).glob("model*.safetensors"))
     if not paths:
         raise GLMError("bad_model", f"{folder} has no model*.safetensors.", field="model")
+    files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+    large = sum(size for size, _ in files.values()) >= remember_from
+    if large and (known := _known_hash(folder, files)):
+        return known
+    digest = hashlib.sha256()
     for path in paths:
         digest.update(path.name.encode())
         with path.open("rb") as file:
             while block := file.read(1 << 22):
                 digest.update(block)
+    if large:
+        _remember_hash(folder, files, digest.hexdigest())
     return digest.hexdigest()
+
+
+def _known_hash(folder: Path, files: dict[str, list[int]]) -> str | None:
+    try:
+        known = json.loads((Path(folder) / HASHES).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none yet, or not ours: it is computed again
+        return None
+    return known["sha256"] if isinstance(known, dict) and known.get("files") == files else None
+
+
+def _remember_hash(folder: Path, files: dict[str, list[int]], digest: str) -> None:
+    new = Path(folder) / f".{HASHES}.{os.getpid()}"
+    try:
+        new.write_text(json.dumps({"files": files, "sha256": digest}) + "\n", encoding="utf-8")
+        new.replace(Path(folder) / HASHES)
+    except OSError:  # a folder that is not ours to write: the next start reads everything again
+        new.unlink(missing_ok=True)

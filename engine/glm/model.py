@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.glm.attention import MaskedAttention, prefix_visible
-from engine.glm.config import Config, Quantization
-from engine.glm.parallel import SINGLE, Ranks, check_split, scale_slice
+from engine.glm.config import Config, Quantization, check_split
+from engine.glm.parallel import SINGLE, Ranks, scale_slice
 from engine.glm.quantize import QuantizedLinear
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -73,6 +73,13 @@ def linear(
         part = scale_slice(groups, ranks.rank, ranks.size)
         groups = part.stop - part.start
     return QuantizedLinear(columns, rows, quantization.bits, groups, **factory)
+
+
+def product(states: Tensor, weight: Tensor) -> Tensor:
+    """states times the transposed weight. A weight of another type is converted some rows at a time, for it may be large."""
+    if weight.dtype == states.dtype:
+        return F.linear(states, weight)
+    return torch.cat([F.linear(states, rows.to(states.dtype)) for rows in weight.split(2048)], dim=-1)
 
 
 class SelfAttention(nn.Module):
@@ -161,14 +168,19 @@ class GLM(nn.Module):
     def device(self) -> torch.device:
         return self.word_embeddings.weight.device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the hidden states. The embedding may be stored in a shorter one."""
+        return self.final_layernorm.weight.dtype
+
     def embed(self, ids: Tensor) -> Tensor:
         """(batch, length) ids -> (batch, length, hidden)."""
         if self.ranks.size == 1:
-            return self.word_embeddings(ids)
+            return self.word_embeddings(ids).to(self.dtype)
         own = self.word_embeddings.num_embeddings
         local = ids - self.ranks.rank * own
         elsewhere = (local < 0) | (local >= own)
-        hidden = self.word_embeddings(local.masked_fill(elsewhere, 0))
+        hidden = self.word_embeddings(local.masked_fill(elsewhere, 0)).to(self.dtype)
         return self.ranks.reduce(hidden.masked_fill(elsewhere.unsqueeze(-1), 0))
 
     def rotary(self, positions: Tensor) -> Rotary:
@@ -189,7 +201,7 @@ class GLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states after the last layer -> (..., vocabulary), in every rank."""
-        return self.ranks.gather(F.linear(self.final_layernorm(hidden), self.word_embeddings.weight))
+        return self.ranks.gather(product(self.final_layernorm(hidden), self.word_embeddings.weight))
 
     def forward(
         self, ids: Tensor, positions: Tensor, context_length: Tensor | None = None, visible: Tensor | None = None

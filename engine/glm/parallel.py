@@ -8,15 +8,18 @@ The same table cuts and joins the files of SwissArmyTransformer checkpoints.
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from engine.errors import GLMError
-from engine.glm.config import Config
+from engine.glm.config import check_groups
 
 ROWS, HALVES, COLUMNS, WHOLE = "rows", "halves", "columns", "whole"
 
@@ -55,15 +58,10 @@ def scale_slice(groups: int, rank: int, size: int) -> slice:
 
     GLMError unsupported where a rank's columns would end inside a group.
     """
+    check_groups(groups, size)
     if groups % size == 0:
         return slice(rank * groups // size, (rank + 1) * groups // size)
-    if size % groups == 0:  # several ranks lie in one group and share its scale
-        return slice(rank * groups // size, rank * groups // size + 1)
-    raise GLMError(
-        "unsupported",
-        f"The weights were quantised in {groups} column groups, which can't be split over {size} ranks.",
-        field="tensor_parallel",
-    )
+    return slice(rank * groups // size, rank * groups // size + 1)  # several ranks lie in one group and share its scale
 
 
 def join(how: str, parts: Sequence[Tensor]) -> Tensor:
@@ -74,14 +72,6 @@ def join(how: str, parts: Sequence[Tensor]) -> Tensor:
         halves = [part.chunk(2, dim=0) for part in parts]
         return torch.cat([half[0] for half in halves] + [half[1] for half in halves])
     return torch.cat(list(parts), dim=1 if how == COLUMNS else 0)
-
-
-def check_split(config: Config, size: int) -> None:
-    """GLMError unsupported if a model of this shape can't be split over so many ranks."""
-    for name in ("heads", "inner", "vocabulary"):
-        if getattr(config, name) % size:
-            message = f"{name} = {getattr(config, name)} of {config.name} can't be split over {size} ranks."
-            raise GLMError("unsupported", message, field="tensor_parallel")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,3 +98,23 @@ class Ranks:
 
 
 SINGLE = Ranks()
+
+
+def connect(rendezvous: Path, rank: int, size: int, device: torch.device) -> Ranks:
+    """Join the other ranks of this machine; returns when all have come. One group a process.
+
+    rendezvous: a file that none but these ranks use, where they tell each other their addresses; no port is fixed. It may
+    be deleted when every rank has been connected and has exchanged a tensor.
+    """
+    if device.type == "cpu" and sys.platform == "linux":
+        # Else gloo listens where the host's name leads, which may be nowhere; the ranks are all on this machine.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    if device.index is not None:
+        torch.accelerator.set_device_index(device.index)
+    torch.distributed.init_process_group(
+        torch.distributed.get_default_backend_for_device(device),
+        store=torch.distributed.FileStore(str(rendezvous), size),
+        rank=rank,
+        world_size=size,
+    )
+    return Ranks(rank, size)

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from engine.errors import GLMError
 from engine.serving.protocol import Limits, LoadFailed, Options, Ready, Step
-from engine.serving.replica import Replica
+from engine.serving.replica import Death, Replica
 
 log = logging.getLogger(__name__)
 
@@ -42,12 +42,18 @@ class Member:
         self.limits: Limits | None = None
         self._options, self._owner, self._loading = options, owner, loading
         self._replica: Replica | None = None
-        self._news: asyncio.Queue[Ready | LoadFailed | int] = asyncio.Queue()
+        self._news: asyncio.Queue[Ready | LoadFailed | Death] = asyncio.Queue()
         self._stopping = False
 
     @property
     def pid(self) -> int | None:
+        """Of rank 0."""
         return self._replica.pid if self._replica else None
+
+    @property
+    def pids(self) -> list[int]:
+        """Of every rank."""
+        return self._replica.pids if self._replica else []
 
     def send(self, message: Any) -> None:
         """To the replica; into the void if it is dead, which is news of its own."""
@@ -93,11 +99,12 @@ class Member:
             return LoadFailed(GLMError("internal", f"A worker process can't be started ({error.strerror})."))
         log.info("replica %d: worker %d is starting", self.index, self._replica.pid)
         news = await self._news.get()
-        if isinstance(news, int):
+        if isinstance(news, Death):
             assert self.reason is not None
             return LoadFailed(GLMError("bad_model", self.reason))
         if isinstance(news, LoadFailed):
-            await self._news.get()  # its death
+            while not isinstance(await self._news.get(), Death):  # other ranks may fail for the same reason
+                pass
         return news
 
     def _heard(self, message: object) -> None:
@@ -107,10 +114,11 @@ class Member:
             assert isinstance(message, (Ready, LoadFailed))
             self._news.put_nowait(message)
 
-    def _died(self, code: int) -> None:
+    def _died(self, death: Death) -> None:
         """All that it sent has been heard."""
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
-        self._replica, self.state, self.reason = None, "waiting", f"The worker process ended with {how}."
-        self._news.put_nowait(code)
+        who = f"worker process of rank {death.rank}" if self._options.tensor_parallel > 1 else "worker process"
+        how = f"signal {-death.code}" if death.code < 0 else f"exit code {death.code}"
+        self._replica, self.state, self.reason = None, "waiting", f"The {who} ended with {how}."
+        self._news.put_nowait(death)
         if not self._stopping:
             self._owner.member_died(self)

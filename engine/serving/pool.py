@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 import weakref
 from collections import deque
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from engine.errors import GLMError
-from engine.glm.config import resolve_model
 from engine.serving import protocol
 from engine.serving.member import Member
-from engine.serving.protocol import Cancel, Cancelled, Failed, Finished, Limits, Options, Request, Step
+from engine.serving.options import loading_seconds, plan_replicas
+from engine.serving.protocol import Cancel, Cancelled, Failed, Finished, Limits, Request, Step
 from engine.serving.stream import Flight, Queued, Started, Stream
 
 log = logging.getLogger(__name__)
@@ -40,11 +39,16 @@ class Cancellable(Protocol):
 
 
 class Pool:
-    """`model`: "embedded" or a model folder. slots: sequences that run at the same time in one replica; queue: requests that
-    may wait; threads: of one replica (None: what the machine has, less one for this process, shared by the replicas).
+    """`model`: "embedded" or a model folder. tensor_parallel: processes (ranks) that share the weights of one replica; slots:
+    sequences that run at the same time in one replica; queue: requests that may wait; threads: of one rank (None: what the
+    machine has, less one for this process, shared by all ranks).
 
-    device: "auto" (an accelerator if there is one) or "cpu". prefill_tokens: prompts are read together up to so many tokens.
-    start_timeout: seconds until the first replica must be ready.
+    quantize: make plain weights so while they are loaded, a name of config.QUANTIZATIONS; offload: where the layers wait that
+    don't fit into weights_budget (bytes of one rank): "none", "host" or "disk". device: "auto" (accelerators if there are
+    any, one a rank) or "cpu". prefill_tokens: prompts are read together up to so many tokens. start_timeout: seconds until the
+    first replica must be ready (None: by the size of the weights).
+
+    Errors: bad_request for a value that can't be; model_not_found, bad_model, unsupported if the model can't be served so.
     """
 
     def __init__(
@@ -57,44 +61,31 @@ class Pool:
         queue: int = 256,
         threads: int | None = None,
         precision: str = "fp32",
+        quantize: str | None = None,
+        offload: str = "none",
+        weights_budget: int | None = None,
         device: str = "auto",
         prefill_tokens: int = 512,
-        start_timeout: float = 600.0,
+        start_timeout: float | None = None,
     ) -> None:
-        if tensor_parallel != 1:
-            raise GLMError(
-                "unsupported", "A replica runs on one rank: tensor_parallel must be 1.", field="tensor_parallel"
-            )
-        for name, value in (("replicas", replicas), ("slots", slots), ("queue", queue), ("threads", threads or 1)):
-            if value < 1:
-                raise GLMError("bad_request", f"{name} must be at least 1.", field=name, limit=1)
-        if precision not in protocol.PRECISIONS:
-            known = ", ".join(protocol.PRECISIONS)
-            raise GLMError("bad_request", f"precision must be one of {known}.", field="precision")
-        if device not in ("auto", "cpu"):
-            raise GLMError("bad_request", 'device must be "auto" or "cpu".', field="device")
-        if threads is None:
-            # A parallel region waits for its slowest thread: with a busy web process on the same core it stalls.
-            threads = max(1, (_cores() - 1) // replicas)
+        if queue < 1:
+            raise GLMError("bad_request", "queue must be at least 1.", field="queue", limit=1)
+        options = plan_replicas(
+            model,
+            replicas=replicas,
+            tensor_parallel=tensor_parallel,
+            slots=slots,
+            threads=threads,
+            precision=precision,
+            quantize=quantize,
+            offload=offload,
+            weights_budget=weights_budget,
+            device=device,
+            prefill_tokens=prefill_tokens,
+        )
         self._model = str(model)
         loading = asyncio.Lock()
-        self._members = [
-            Member(
-                index,
-                Options(
-                    folder=self._model,
-                    precision=precision,
-                    slots=slots,
-                    threads=threads,
-                    device=None if device == "cpu" else index,
-                    prefill_tokens=prefill_tokens,
-                    log_level=logging.getLogger().getEffectiveLevel(),
-                ),
-                self,
-                loading,
-            )
-            for index in range(replicas)
-        ]
+        self._members = [Member(index, each, self, loading) for index, each in enumerate(options)]
         self._slots, self._queue_limit, self._start_timeout = slots, queue, start_timeout
         self._flights: dict[str, Flight] = {}  # waiting and running
         self._waiting: deque[Flight] = deque()
@@ -109,14 +100,14 @@ class Pool:
     async def start(self) -> None:
         """Start the replicas, one after the other; returns when the first is ready. GLMError if it can't be."""
         assert self._first_news is None, "a pool is started once"
-        resolve_model(self._model)
+        timeout = self._start_timeout or loading_seconds(self._model)
         self._first_news = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(member.live()) for member in self._members]
         try:
-            await asyncio.wait_for(self._first_news, self._start_timeout)
+            await asyncio.wait_for(self._first_news, timeout)
         except TimeoutError as error:
             await self.stop()
-            raise GLMError("timeout", f"The model was not loaded within {self._start_timeout:g} s.") from error
+            raise GLMError("timeout", f"The model was not loaded within {timeout:g} s.") from error
         except BaseException:
             await self.stop()
             raise
@@ -159,6 +150,7 @@ class Pool:
                     "index": member.index,
                     "state": member.state,
                     "pid": member.pid,
+                    "pids": member.pids,
                     "requests": sum(flight.member is member for flight in self._flights.values()),
                     "rows": self._rows(member),
                     "tokens_in_flight": self._tokens(member),
@@ -348,7 +340,3 @@ class Pool:
     def _end(self, flight: Flight, event: Finished | Cancelled | GLMError) -> None:
         del self._flights[flight.request.id]
         flight.stream.end(event)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

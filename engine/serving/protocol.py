@@ -1,9 +1,9 @@
 """What travels between the web process and a replica's process, and the limits it is checked against.
 
-Everything is a plain dataclass of plain values: it pickles fast, and this file needs no torch. The web side sends Options,
-then Request, Cancel and Stop; rank 0 of a replica answers with one Ready (or LoadFailed), then with Steps. A request ends in
-exactly one of Finished, Cancelled, Failed. `Ready.limits` is the only source of limits: `check` compares a request with them,
-on both sides of the pipe.
+Everything is a plain dataclass of plain values: it pickles fast, and this file needs no torch. The web side sends Options to
+every rank of a replica, then Request, Cancel and Stop to rank 0, which answers with one Ready, then with Steps; the other ranks
+say Loaded and no more. LoadFailed may come from any. A request ends in exactly one of Finished, Cancelled, Failed.
+`Ready.limits` is the only source of limits: `check` compares a request with them, on both sides of the pipe.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ class Limits:
 
     model: str
     weights_hash: str
-    precision: str
+    precision: str  # of the activations, and how the weights are quantised: "fp32", "fp16, int4"
     device: str
     version: str  # of the program and of torch
     positions: int  # prompt and answer together
     slots: int  # sequences that can run at the same time
     vocabulary: int  # ids below this may be in a prompt
     parameters: int
+    tensor_parallel: int = 1  # ranks: their partial sums are added in an order of their own
 
     @property
     def max_new_tokens(self) -> int:
@@ -55,7 +56,7 @@ class Limits:
 
     def fingerprint(self) -> dict[str, str]:
         """With equal fingerprints, the same request and seed give the same tokens."""
-        return {
+        said = {
             "model": self.model,
             "weights_hash": self.weights_hash,
             "precision": self.precision,
@@ -63,6 +64,7 @@ class Limits:
             "version": self.version,
             "sampler": SAMPLER,
         }
+        return said if self.tensor_parallel == 1 else said | {"tensor_parallel": str(self.tensor_parallel)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,11 @@ class Stop:
 @dataclass(frozen=True, slots=True)
 class Ready:
     limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A rank other than 0 has its part of the weights and waits for rank 0."""
 
 
 @dataclass(frozen=True, slots=True)

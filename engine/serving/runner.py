@@ -40,8 +40,9 @@ class Runner:
         self._clears: list[int] = []  # of the cache, with the next work
         self._copies: list[tuple[int, int, int]] = []
         first = model.layers[0].attention
-        dtype = model.word_embeddings.weight.dtype
-        self.cache = KeyValueCache(len(model.layers), slots, first.heads, columns, first.head_dim, dtype, model.device)
+        self.cache = KeyValueCache(
+            len(model.layers), slots, first.heads, columns, first.head_dim, model.dtype, model.device
+        )
 
     @torch.inference_mode()
     def read(self, readings: Sequence[Reading]) -> Pass:

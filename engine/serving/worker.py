@@ -1,9 +1,14 @@
-"""A replica's process: loads a model, then runs the scheduler's plans until its parent is gone.
+"""A rank's process: loads its part of a model, then runs the scheduler's plans until its parent is gone.
 
-Started by replica.py as `python -m engine.serving.worker DESCRIPTOR`, with one end of a multiprocessing pipe. It reads
-options, then requests. One thread reads the pipe, so that the parent is never blocked and its death is noticed even in
-the middle of a step; the main thread waits on a queue when there is nothing to run and never spins. What was cancelled
-while a step ran is gone before the next one.
+Started by replica.py as `python -m engine.serving.worker DESCRIPTOR...`: its end of a pipe to the parent, then the ends of the
+pipes between the ranks: rank 0's to each other rank, another rank's to rank 0. It reads options, then, in rank 0, requests.
+One thread reads the parent's pipe, so that the parent is never blocked and its death is noticed even in the middle of a step;
+the main thread of rank 0 waits on a queue when there is nothing to run, that of another rank on its pipe, and none ever
+spins. What was cancelled while a step ran is gone before the next one.
+
+Only rank 0 has a scheduler and a sampler. Each rank makes its part of the model where it is to stay and reads it there one
+tensor's part at a time, so all ranks of a host together hold the weights once and a tensor's part each, in whatever order
+they come; pages of the mapped files are the system's to drop.
 """
 
 from __future__ import annotations
@@ -11,27 +16,32 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import GLMError
-from engine.serving.protocol import Cancel, Failed, Limits, LoadFailed, Options, Ready, Request, Step, Stop
+from engine.serving.protocol import Cancel, Failed, Limits, Loaded, LoadFailed, Options, Ready, Request, Step, Stop
 from engine.serving.scheduler import Scheduler
 
 if TYPE_CHECKING:
+    from engine.glm.model import GLM
     from engine.serving.runner import Runner
     from engine.serving.sampling import Sampler
+    from engine.serving.work import Work
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Engine:
-    """What a rank needs to run plans."""
+    """What rank 0 needs to run plans."""
 
     limits: Limits
     scheduler: Scheduler
@@ -40,59 +50,81 @@ class Engine:
     end_ids: tuple[int, ...]
 
 
-def load(options: Options) -> Engine:
-    """Read the model folder. GLMError bad_model, model_not_found, unsupported, overloaded (no memory)."""
+def load(options: Options, announce: Callable[[Work], None]) -> Engine:
+    """What rank 0 needs. GLMError as load_runner's; bad_model too if the vocabulary doesn't fit the model."""
     import torch
 
-    from engine.glm import checkpoint
     from engine.glm.config import resolve_model, weights_hash
     from engine.glm.tokenizer import Tokenizer
-    from engine.serving.runner import Runner
     from engine.serving.sampling import Sampler
     from engine.serving.text import never_generated
 
-    torch.set_num_threads(options.threads)
-    device = choose_device(options.device)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
     folder = resolve_model(options.folder)
     tokenizer = Tokenizer.load(folder)
-    try:
-        model = checkpoint.load(folder, dtype=dtype, device=device).requires_grad_(False)
-        config = model.config
-        if tokenizer.vocabulary_size > config.vocabulary:
-            raise GLMError(
-                "bad_model",
-                f"The vocabulary in {folder} has {tokenizer.vocabulary_size} tokens, the model only {config.vocabulary}.",
-                field="model",
-            )
-        runner = Runner(model, options.slots, config.positions)
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise GLMError("overloaded", f"There is not enough memory for {folder} on {device}.", field="model") from error
+    runner, model = load_runner(options, announce)
+    config = model.config
+    if tokenizer.vocabulary_size > config.vocabulary:
+        raise GLMError(
+            "bad_model",
+            f"The vocabulary in {folder} has {tokenizer.vocabulary_size} tokens, the model only {config.vocabulary}.",
+            field="model",
+        )
+    quantization = f", {config.quantization.name}" if config.quantization else ""
     limits = Limits(
         model=config.name,
         weights_hash=weights_hash(folder),
-        precision=options.precision,
-        device=device.type,
+        precision=options.precision + quantization,
+        device=model.device.type,
         version=f"torch {torch.__version__}",
         positions=config.positions,
         slots=options.slots,
         vocabulary=config.vocabulary,
         parameters=config.parameters(),
+        tensor_parallel=options.tensor_parallel,
     )
     scheduler = Scheduler(limits, tokenizer, prefill_tokens=options.prefill_tokens)
-    sampler = Sampler(config.vocabulary, never_generated(tokenizer, config.vocabulary), tokenizer.eop, device)
+    sampler = Sampler(config.vocabulary, never_generated(tokenizer, config.vocabulary), tokenizer.eop, model.device)
     return Engine(limits, scheduler, runner, sampler, tokenizer.end_ids)
 
 
-def choose_device(number: int | None):
-    """The torch device of an accelerator number, or the CPU."""
+def load_runner(options: Options, announce: Callable[[Work], None] | None = None) -> tuple[Runner, GLM]:
+    """What every rank has. GLMError bad_model, model_not_found, unsupported, overloaded (no memory)."""
+    import torch
+
+    from engine.glm import checkpoint, offload, parallel
+    from engine.glm.config import resolve_model
+    from engine.serving.runner import Runner
+
+    torch.set_num_threads(options.threads)
+    device = choose_device(options.device, options.tensor_parallel)
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
+    folder = resolve_model(options.folder)
+    ranks = parallel.SINGLE
+    if options.rendezvous is not None:
+        ranks = parallel.connect(Path(options.rendezvous), options.rank, options.tensor_parallel, device)
+    how: dict[str, Any] = {"dtype": dtype, "device": device, "ranks": ranks, "quantize": options.quantize}
+    try:
+        if options.offload == "none":
+            model = checkpoint.load(folder, **how).requires_grad_(False)
+        else:
+            model = offload.load(folder, **how, place=options.offload, budget=options.weights_budget)
+        return Runner(model, options.slots, model.config.positions, announce), model
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise GLMError("overloaded", f"There is not enough memory for {folder} on {device}.", field="model") from error
+
+
+def choose_device(number: int | None, ranks: int):
+    """The torch device of an accelerator number, or the CPU. GLMError unsupported if ranks would have to share one."""
     import torch
 
     if number is None or not torch.accelerator.is_available():
         return torch.device("cpu")
-    kind = torch.accelerator.current_accelerator()
+    kind, count = torch.accelerator.current_accelerator(), torch.accelerator.device_count()
     assert kind is not None
-    return torch.device(kind.type, number % torch.accelerator.device_count())
+    if ranks > count:
+        message = f"{ranks} ranks need a device each, and this machine has {count} of the kind {kind.type}."
+        raise GLMError("unsupported", message, field="tensor_parallel", limit=count)
+    return torch.device(kind.type, number % count)
 
 
 def serve(engine: Engine, inbox: queue.SimpleQueue, connection: Connection) -> None:
@@ -116,6 +148,16 @@ def serve(engine: Engine, inbox: queue.SimpleQueue, connection: Connection) -> N
             connection.send(step)
 
 
+def follow(runner: Runner, leader: Connection) -> None:
+    """Do what rank 0 announces, until it is gone. The logits are its business."""
+    while True:
+        try:
+            work = leader.recv()
+        except EOFError:
+            return
+        runner.follow(work)
+
+
 def receive(scheduler: Scheduler, message: object, news: Step) -> None:
     """One message of the parent's; what it ends goes to `news`."""
     if isinstance(message, Request):
@@ -131,47 +173,68 @@ def receive(scheduler: Scheduler, message: object, news: Step) -> None:
         raise AssertionError(f"unexpected message {message!r}")
 
 
-def listen(connection: Connection, inbox: queue.SimpleQueue) -> None:
+def listen(connection: Connection, inbox: queue.SimpleQueue, rendezvous: str | None) -> None:
     """Thread: hand messages on; leave the process when the parent says so or is gone."""
     while True:
         try:
             message = connection.recv()
         except (EOFError, OSError):
             log.info("the parent is gone")
+            if rendezvous is not None:  # which the parent would have removed
+                shutil.rmtree(Path(rendezvous).parent, ignore_errors=True)
             os._exit(0)
         if isinstance(message, Stop):
             os._exit(0)
         inbox.put(message)
 
 
-def main(descriptor: int) -> int:
+def main(descriptors: list[int]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal group; the parent decides
-    connection = Connection(descriptor)
+    connection, *others = map(Connection, descriptors)
     options = connection.recv()
     assert isinstance(options, Options)
     logging.basicConfig(level=options.log_level, format="%(asctime)s %(levelname)s worker %(process)d: %(message)s")
     inbox: queue.SimpleQueue = queue.SimpleQueue()
-    threading.Thread(target=listen, args=(connection, inbox), daemon=True, name="listen").start()
+    threading.Thread(target=listen, args=(connection, inbox, options.rendezvous), daemon=True, name="listen").start()
+
+    def announce(work: Work) -> None:
+        for other in others:
+            other.send(work)
+
     try:
-        engine = load(options)
+        ready = load(options, announce) if options.rank == 0 else load_runner(options)[0]
     except GLMError as error:
-        connection.send(LoadFailed(error))
+        connection.send(LoadFailed(of_rank(error, options)))
         return 1
     except Exception as error:
         log.exception("the model could not be loaded")
-        connection.send(LoadFailed(GLMError("bad_model", f"The model could not be loaded ({type(error).__name__}).")))
+        failure = GLMError("bad_model", f"The model could not be loaded ({type(error).__name__}).")
+        connection.send(LoadFailed(of_rank(failure, options)))
         return 1
-    connection.send(Ready(engine.limits))
     try:
-        serve(engine, inbox, connection)
+        if isinstance(ready, Engine):
+            connection.send(Ready(ready.limits))
+            serve(ready, inbox, connection)
+        else:
+            connection.send(Loaded())
+            follow(ready, others[0])
     except (BrokenPipeError, ConnectionResetError):
-        log.info("the parent is gone")
+        log.info("the parent or another rank is gone")
     except Exception:
-        # Whatever it was, the state of the cache and of the device is unknown: the parent starts a new process.
+        # Whatever it was, the state of the cache and of the device is unknown: the parent starts new processes.
         log.exception("a step failed")
         return 1
     return 0
 
 
+def of_rank(error: GLMError, options: Options) -> GLMError:
+    """The error with the rank that it comes from, where there are several."""
+    if options.tensor_parallel == 1:
+        return error
+    return GLMError(error.kind, f"Rank {options.rank}: {error.message}", field=error.field, limit=error.limit)
+
+
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1])))
+    status = main([int(descriptor) for descriptor in sys.argv[1:]])
+    logging.shutdown()
+    os._exit(status)  # an orderly end of a group of ranks would wait for those that are gone

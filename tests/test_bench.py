@@ -1,0 +1,86 @@
+"""`python -m engine bench`: what it prints is counted, nothing is left behind, and mistakes have names."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def bench(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "engine", "bench", *arguments, "--prompt", "3", "--steps", "2"]
+    if "--model" not in arguments:
+        command += ["--folder", str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4", "int4-g64"])
+def test_streamed_random_layers(tmp_path: Path, quantize: str | None) -> None:
+    kind = [] if quantize is None else ["--quantize", quantize]
+    shown = bench(
+        *("--preset", "glm-base", "--random-weights", "--offload", "disk", "--layers", "3", "--json", *kind),
+        folder=tmp_path / "layers",
+    )
+    assert shown.returncode == 0, shown.stderr
+    report = json.loads(shown.stdout)
+    assert report["layers"] == report["distinct_layers"] == 3 and report["pinned_layers"] == 0
+    assert report["quantize"] == quantize and report["precision"] == ("fp32" if quantize is None else "bf16")
+    parameters = 4 * 768 * 768 + 3 * 768 * 2048  # of a layer's matrices
+    stored = parameters * {None: 2, "int8": 1, "int4": 0.5, "int4-g64": 0.5}[quantize]
+    assert [row["rows"] for row in report["rows"]] == [1, 16]
+    for row in report["rows"]:
+        assert row["seconds_a_step"] == pytest.approx(row["seconds_a_token"] * row["rows"])
+        # Every layer once a step, whatever the number of rows; scales, biases and what lies around them beside it. Two
+        # layers may have been on their way when the two steps began, or when they ended.
+        assert 2 * stored <= row["read_bytes_a_step"] <= 4.6 * stored
+    assert all(rate > 0 for rate in report["disk_bytes_per_second"])
+    assert report["peak_memory"] > report["weights_memory"]
+    assert not (tmp_path / "layers").exists()
+
+
+def test_repeated_layers_are_said_to_be(tmp_path: Path) -> None:
+    arguments = ("--preset", "glm-tiny", "--random-weights", "--offload", "disk", "--layers", "1", "--repeat-layers")
+    shown = bench(*arguments, "--keep", "--rows", "2", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "repeated: only 1 distinct layers" in shown.stdout
+    kept = list(tmp_path.glob("*.weights"))
+    assert len(kept) == 1
+    made = kept[0].stat().st_mtime_ns
+    assert bench(*arguments, "--keep", "--rows", "2", folder=tmp_path).returncode == 0
+    assert kept[0].stat().st_mtime_ns == made
+
+
+def test_a_model_folder_in_memory_and_streamed(tmp_path: Path) -> None:
+    for offload in ("none", "host", "disk"):
+        shown = bench("--model", "embedded", "--offload", offload, "--rows", "1", "--json", folder=tmp_path)
+        assert shown.returncode == 0, shown.stderr
+        report = json.loads(shown.stdout)
+        assert report["weights"] == "stored"
+        assert report["pinned_layers"] == (report["layers"] if offload == "none" else 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((), "--model or --preset"),
+        (("--model", "embedded", "--preset", "glm-tiny"), "--model or --preset"),
+        (("--preset", "glm-tiny"), "--random-weights"),
+        (("--model", "embedded", "--layers", "2"), "--layers"),
+        (("--preset", "glm-tiny", "--random-weights", "--repeat-layers"), "--layers"),
+        (("--preset", "glm-tiny", "--random-weights", "--layers", "3"), "from 1 to 2"),
+        (("--model", "embedded", "--weights-budget", "1GiB"), "--offload"),
+        (("--model", "embedded", "--offload", "disk", "--weights-budget", "much"), "12GiB"),
+        (("--model", "embedded", "--offload", "disk", "--weights-budget", "1MiB"), "too small"),
+        (("--model", "embedded", "--rows", "1,x"), "--rows"),
+        (("--model", "embedded", "--rows", "0"), "--rows"),
+        (("--model", "embedded", "--threads", "0"), "--threads"),
+        (("--model", "/nowhere"), "no model"),
+    ],
+)
+def test_mistakes(tmp_path: Path, arguments: tuple[str, ...], word: str) -> None:
+    shown = bench(*arguments, folder=tmp_path)
+    assert shown.returncode == 2 and word in shown.stderr and "Traceback" not in shown.stderr
+    assert shown.stdout == ""
