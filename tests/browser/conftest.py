@@ -89,7 +89,7 @@ def _ready_address(process: subprocess.Popen[str], log: Path) -> str:
 
 @pytest.fixture(scope="session")
 def slow_model_folder(tmp_path_factory: pytest.TempPathFactory, vocabulary_file: Path) -> Path:
-    """A random model that writes long and not too fast, so that a test can act in the middle of an answer."""
+    """A random model that never ends and writes not too fast, so that a test can act in the middle of an answer."""
     import torch
 
     from engine.glm import checkpoint
@@ -98,13 +98,16 @@ def slow_model_folder(tmp_path_factory: pytest.TempPathFactory, vocabulary_file:
     from engine.glm.tokenizer import Tokenizer
 
     folder = tmp_path_factory.mktemp("slow")
-    vocabulary = Tokenizer.load(vocabulary_file).vocabulary_size
-    model = GLM(Config("slow", 12, 128, 256, 4, vocabulary, 4096, chat=CHAT))
+    tokenizer = Tokenizer.load(vocabulary_file)
+    model = GLM(Config("slow", 12, 128, 256, 4, tokenizer.vocabulary_size, 4096, chat=CHAT))
     generator = torch.Generator().manual_seed(3)
     initialise(model, generator)
     with torch.no_grad():
-        # Embeddings this small make all tokens about equally likely: varied text, and seldom an end.
+        # Embeddings this small make all tokens about equally likely, so the text is varied.
         model.word_embeddings.weight.normal_(0.0, 0.02, generator=generator)
+        # Every state has a part along (1, 1, ...), and the end tokens point the other way.
+        model.final_layernorm.bias.fill_(1.0)
+        model.word_embeddings.weight[list(tokenizer.end_ids)] = -0.3
     checkpoint.save(model, folder, tokenizer=vocabulary_file, dtype=torch.float32)
     return folder
 
