@@ -89,12 +89,10 @@ class Weights:
         self._files: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
         for path in weight_files(self.folder):
-            with self._reading(path):
-                self._open[path] = safe_open(path, framework="pt")
-                for name in self._open[path].keys():  # noqa: SIM118 (a safetensors handle is no mapping)
-                    if name in self._files:
-                        raise GLMError("bad_model", f"{name} is in two files, {path.name} the second.", field="model")
-                    self._files[name] = path
+            for name in self._handle(path).keys():  # noqa: SIM118 (a safetensors handle is no mapping)
+                if name in self._files:
+                    raise GLMError("bad_model", f"{name} is in two files, {path.name} the second.", field="model")
+                self._files[name] = path
 
     @property
     def names(self) -> set[str]:
@@ -111,12 +109,22 @@ class Weights:
         """A rank's part of a tensor, read without the rest of it. GLMError bad_model, unsupported."""
         path = self._files[name]
         with self._reading(path):
-            view = self._open[path].get_slice(name)
+            view = self._handle(path).get_slice(name)
             shape, how = view.get_shape(), partition(name)
             if how == COLUMNS and name.endswith(".weight_scale"):
                 return view[:, scale_slice(shape[1], ranks.rank, ranks.size)]
             pieces = [view[index] for index in slices(how, shape, ranks.rank, ranks.size)]
             return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def release(self) -> None:
+        """Unmap the files: what was read of them counts as this process's memory until then. Reading maps them again."""
+        self._open.clear()
+
+    def _handle(self, path: Path) -> Any:
+        if path not in self._open:
+            with self._reading(path):
+                self._open[path] = safe_open(path, framework="pt")
+        return self._open[path]
 
     @contextlib.contextmanager
     def _reading(self, path: Path) -> Iterator[None]:

@@ -236,7 +236,7 @@ def weights_hash(folder: Path, remember_from: int = 1 << 30) -> str:
     paths = sorted(Path(folder).glob("model*.safetensors"))
     if not paths:
         raise GLMError("bad_model", f"{folder} has no model*.safetensors.", field="model")
-    files = {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+    files = _sizes_and_times(paths)
     large = sum(size for size, _ in files.values()) >= remember_from
     if large and (known := _known_hash(folder, files)):
         return known
@@ -249,6 +249,17 @@ def weights_hash(folder: Path, remember_from: int = 1 << 30) -> str:
     if large:
         _remember_hash(folder, files, digest.hexdigest())
     return digest.hexdigest()
+
+
+def remember_hash(folder: Path, digest: str, remember_from: int = 1 << 30) -> None:
+    """Keep a hash that was found while the files were written, as `weights_hash` would."""
+    files = _sizes_and_times(sorted(Path(folder).glob("model*.safetensors")))
+    if sum(size for size, _ in files.values()) >= remember_from:
+        _remember_hash(folder, files, digest)
+
+
+def _sizes_and_times(paths: list[Path]) -> dict[str, list[int]]:
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
 
 
 def _known_hash(folder: Path, files: dict[str, list[int]]) -> str | None:
