@@ -62,7 +62,8 @@ def main(arguments: list[str]) -> int:
 
     app = create_app(settings, pool, database)
     try:
-        asyncio.run(_serve(settings, listener, app))
+        if not asyncio.run(_serve(settings, listener, app)):
+            return 2
     except StorageError as error:
         sys.stderr.write(f"{error}\n")
         return 1
@@ -99,7 +100,8 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(settings: Settings, listener: socket.socket, app: object) -> None:
+async def _serve(settings: Settings, listener: socket.socket, app: object) -> bool:
+    """False if it ended because the machine has no room for the model, which the log says with a table."""
     import uvicorn
 
     service: Service = app.state.service  # type: ignore[attr-defined]
@@ -115,7 +117,16 @@ async def _serve(settings: Settings, listener: socket.socket, app: object) -> No
             service.stopping.set()
             await super().shutdown(sockets)
 
-    await Server(configuration(settings, app)).serve([listener])
+    server = Server(configuration(settings, app))
+
+    async def leave_without_room() -> None:
+        await service.decided.wait()
+        server.should_exit = server.should_exit or service.no_room
+
+    watching = asyncio.create_task(leave_without_room())
+    await server.serve([listener])
+    watching.cancel()
+    return not service.no_room
 
 
 def configuration(settings: Settings, app: object) -> uvicorn.Config:

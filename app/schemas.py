@@ -23,6 +23,7 @@ ANSWERS = 64
 STOP_STRINGS = 16
 STOP_CHARACTERS = 200
 ALTERNATIVES = 8
+BEAMS = 16
 SEED_MAXIMUM = 2**53 - 1  # what JavaScript can hold without rounding
 COMMENT_CHARACTERS = 5000
 ID_CHARACTERS = 128
@@ -41,7 +42,8 @@ class Body(BaseModel):
 
 
 class Parameters(Body):
-    """Sampling. What is left out takes the server's default, which /api/info tells; `temperature` 0 is greedy."""
+    """Sampling, or with `num_beams` a beam search. What is left out takes the server's default, which /api/info tells;
+    `temperature` 0 is greedy."""
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_k: int | None = Field(None, ge=0)
@@ -56,6 +58,9 @@ class Parameters(Body):
     seed: int | None = Field(None, ge=0, le=SEED_MAXIMUM)
     alternatives: int | None = Field(None, ge=1, le=ALTERNATIVES)
     logprobs: int | None = Field(None, ge=0, le=20)
+    num_beams: int | None = Field(None, ge=1, le=BEAMS)
+    length_penalty: float | None = Field(None, ge=-10, le=10)
+    sampled_beams: bool | None = None
 
     def given(self) -> dict[str, Any]:
         """Only what the client set."""

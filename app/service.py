@@ -59,6 +59,8 @@ class Service:
         self.stopping = asyncio.Event()  # set when the server begins to stop, before its connections are closed
         self.state = "loading"
         self.reason: str | None = None
+        self.decided = asyncio.Event()  # the state is not "loading" any more
+        self.no_room = False  # it failed because the machine has no room for the model
         self._config: Config | None = None
         self._tokenizer: Tokenizer | None = None
         self._model_versions: dict[str, int] = {}
@@ -90,11 +92,14 @@ class Service:
             await self._model_version()
         except (GLMError, StorageError) as error:
             self.state, self.reason = "failed", error.message
+            self.no_room = isinstance(error, GLMError) and error.kind == "overloaded"
             logger.error("the model can't be served: %s", error.message)
         except Exception as error:  # noqa: BLE001 (logged; the server stays up and says so)
             self.state, self.reason = "failed", problem(error).message
         else:
             self.state = "ready"
+        finally:
+            self.decided.set()
 
     async def stop(self) -> None:
         """End every run, the model's processes and the database, in this order."""
@@ -234,10 +239,16 @@ class Service:
         return limits
 
     def _check_parameters(self, parameters: Parameters, limits: protocol.Limits) -> None:
+        for name in ("length_penalty", "sampled_beams"):
+            if parameters.num_beams is None and getattr(parameters, name) is not None:
+                raise Problem("bad_request", f"{name} needs num_beams.", field=f"parameters.{name}")
         try:
             protocol.check_sampling(_sampling(parameters, parameters.seed), limits)
         except GLMError as error:
             raise Problem(error.kind, error.message, field=f"parameters.{error.field}", limit=error.limit) from error
+        if parameters.num_beams is not None and parameters.alternatives is not None:
+            message = "The beams are the alternatives: leave the number out."
+            raise Problem("bad_request", message, field="parameters.alternatives")
         if (parameters.alternatives or 1) > limits.max_alternatives:
             most = limits.max_alternatives
             message = f"alternatives can be at most {most} with this model."
@@ -269,9 +280,16 @@ class Service:
         return self._model_versions[limits.weights_hash]
 
 
+# The parameters of a beam search on the wire and in the engine.
+_BEAMS = {"num_beams": "count", "length_penalty": "length_penalty", "sampled_beams": "sampled"}
+
+
 def _sampling(parameters: Parameters, seed: int | None) -> protocol.Sampling:
     given = parameters.given() | {"seed": seed}
     given.pop("alternatives", None)
+    beams = {name: given.pop(wire) for wire, name in _BEAMS.items() if wire in given}
+    if beams:
+        given["beams"] = protocol.Beams(**beams)
     if "stop" in given:
         given["stop"] = tuple(given["stop"])
     return protocol.Sampling(**given)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -16,11 +15,10 @@ from engine.serving.cache import KeyValueCache, StepAttention
 from engine.serving.protocol import Limits, Request, Sampling
 from engine.serving.runner import Runner
 from engine.serving.sampling import Sampler
-from engine.serving.scheduler import Ask, Scheduler
+from engine.serving.scheduler import Scheduler
 from engine.serving.text import never_generated
 from engine.serving.work import Reading
 from tests.lively import make_lively_model
-from tests.reference import load_model
 
 TOLERANCE = 1e-4
 TEXTS = (
@@ -184,7 +182,7 @@ def generate(
         scheduler.add(request)
     results = {}
     while (plan := scheduler.plan()) is not None:
-        step = scheduler.book(plan, *runner.run(plan, sampler, tokenizer.end_ids))
+        step = scheduler.book(plan, runner.run(plan, sampler, tokenizer.end_ids))
         for end in step.ends:
             results[end.id] = [result.ids for result in end.results]
     return results
@@ -252,16 +250,16 @@ def test_poisoned_slots_are_clean_for_the_next_one(model: GLM, tokenizer: Tokeni
     )
     scheduler.add(long)
     plan = scheduler.plan()
-    scheduler.book(plan, *runner.run(plan, sampler, tokenizer.end_ids))
+    scheduler.book(plan, runner.run(plan, sampler, tokenizer.end_ids))
     runner.cache.values[1, 0, :, 3] = torch.nan  # as if a layer had overflowed
     plan = scheduler.plan()
-    [end] = scheduler.book(plan, *runner.run(plan, sampler, tokenizer.end_ids)).ends
+    [end] = scheduler.book(plan, runner.run(plan, sampler, tokenizer.end_ids)).ends
     assert end.error.kind == "non_finite_logits"
     found = {}
     for request in (short, longer):
         scheduler.add(request)
     while (plan := scheduler.plan()) is not None:
-        for end in scheduler.book(plan, *runner.run(plan, sampler, tokenizer.end_ids)).ends:
+        for end in scheduler.book(plan, runner.run(plan, sampler, tokenizer.end_ids)).ends:
             found[end.id] = [result.ids for result in end.results]
     assert found == expected
 
@@ -272,36 +270,3 @@ def test_half_precision_runs(folder: Path, tokenizer: Tokenizer, prompts: list[P
     requests = [Request(f"{n}", prompt, Sampling(seed=n, max_new_tokens=6)) for n, prompt in enumerate(prompts)]
     found = generate(model, tokenizer, requests)
     assert len(found) == len(prompts) and Runner(model, 1, 8).cache.keys.dtype == dtype
-
-
-def test_reference_greedy_generations(request: pytest.FixtureRequest) -> None:
-    """GLM-130B's own greedy outputs, token for token, all contexts in one batch."""
-    folder = Path(request.config.getoption("--reference"))
-    if not (folder / "generation.json").is_file():
-        pytest.skip("this folder of fixtures has no generation.json")
-    cases = [case for case in json.loads((folder / "generation.json").read_text())["greedy"] if case["robust"]]
-    model = load_model(folder)
-    runner = Runner(model, len(cases), model.config.positions)
-    sampler = Sampler(model.config.vocabulary, [], cases[0]["end_tokens"][0], torch.device("cpu"))
-    rows = []
-    for case in cases:
-        ids = tuple(case["input"])
-        length = len(ids) - 1
-        at = length if case["gmask"] else case["mask_position"]
-        step_by = 1 if case["gmask"] else 0
-        rows.append((case, Prompt(ids, (*range(length), at), length, at + step_by, step_by), []))
-    logits = read(runner, [Reading(prompt, slot) for slot, (_, prompt, _) in enumerate(rows)])
-    running = list(enumerate(rows))
-    while running:
-        choices = sampler(logits, [Ask(0.0, 0, 1.0, 1.0, (), (), 0.0, 0)] * len(running))
-        for (_, (_, _, tokens)), choice in zip(running, choices, strict=True):
-            tokens.append(choice.token)
-        running = [
-            (slot, (case, prompt, tokens))
-            for slot, (case, prompt, tokens) in running
-            if tokens[-1] not in case["end_tokens"] and len(prompt.ids) + len(tokens) < case["max_total_length"]
-        ]
-        if running:
-            logits = step(runner, [(slot, prompt, tokens) for slot, (_, prompt, tokens) in running])
-    for case, prompt, tokens in rows:
-        assert [*prompt.ids, *tokens] == case["output"], case["context"]

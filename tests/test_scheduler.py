@@ -12,7 +12,7 @@ from engine.errors import GLMError
 from engine.glm.blanks import Prompt, parse, prompt
 from engine.glm.tokenizer import Tokenizer
 from engine.serving.protocol import Failed, Finished, Limits, Request, Sampling, Step, check, derive_seed, uniform
-from engine.serving.scheduler import Choice, Plan, Scheduler
+from engine.serving.scheduler import Choice, Outcome, Plan, Scheduler
 from engine.serving.text import TextStream, never_generated
 
 POSITIONS = 128
@@ -45,7 +45,7 @@ def token(number: int) -> Choice:
 
 
 def book_all(scheduler: Scheduler, plan: Plan, number: int) -> Step:
-    return scheduler.book(plan, [token(number)] * len(plan.sampled_rows()), [])
+    return scheduler.book(plan, Outcome([token(number)] * len(plan.sampled_rows()), [], []))
 
 
 def words(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -94,7 +94,7 @@ def test_end_tokens_end_and_are_no_text(tokenizer: Tokenizer, limits: Limits) ->
         scheduler.add(make_request(tokenizer, "a"))
         word = words(tokenizer, "and")[0]
         book_all(scheduler, scheduler.plan(), word)
-        step = scheduler.book(scheduler.plan(), [Choice(end_id, -0.5, True, ())], [])
+        step = scheduler.book(scheduler.plan(), Outcome([Choice(end_id, -0.5, True, ())], [], []))
         [end] = step.ends
         assert isinstance(end, Finished)
         assert end.results[0].reason == "stop" and end.results[0].ids == (word,)
@@ -112,11 +112,11 @@ def test_alternatives_are_admitted_together_and_leave_one_by_one(tokenizer: Toke
     book_all(scheduler, plan, 300)
     plan = scheduler.plan()
     assert plan.rows  # and the later, smaller one doesn't overtake
-    scheduler.book(plan, [token(tokenizer.eop)], [])
+    scheduler.book(plan, Outcome([token(tokenizer.eop)], [], []))
     plan = scheduler.plan()
     assert [job.request.id for job in plan.prompts] == ["four"] and len(plan.sampled_rows()) == 4
     choices = [token(300), token(tokenizer.eop), token(301), token(302)]
-    step = scheduler.book(plan, choices, [])
+    step = scheduler.book(plan, Outcome(choices, [], []))
     assert not step.ends and scheduler.free_slots == 1
     plan = scheduler.plan()
     while not plan.prompts:
@@ -172,7 +172,7 @@ def test_non_finite_logits_fail_only_their_request(tokenizer: Tokenizer, limits:
     scheduler.add(make_request(tokenizer, "bad", alternatives=2))
     scheduler.add(make_request(tokenizer, "good"))
     plan = scheduler.plan()
-    step = scheduler.book(plan, [token(300), Choice(0, float("nan"), False, ()), token(300)], [])
+    step = scheduler.book(plan, Outcome([token(300), Choice(0, float("nan"), False, ()), token(300)], [], []))
     [end] = step.ends
     assert isinstance(end, Failed) and end.id == "bad" and end.error.kind == "non_finite_logits"
     assert scheduler.free_slots == 3
@@ -190,7 +190,7 @@ def test_scores_take_no_slot(tokenizer: Tokenizer, limits: Limits) -> None:
     plan = scheduler.plan()
     assert [job.request.id for job in plan.prompts] == ["score"] and not plan.sampled_rows()
     scores = [[-1.0] * len(choice) for choice in choices]
-    [end] = scheduler.book(plan, [], [scores]).ends
+    [end] = scheduler.book(plan, Outcome([], [scores], [])).ends
     assert isinstance(end, Finished)
     assert end.results[0].ids == japan and end.results[0].end_logprob == -1.0
     assert end.results[0].logprob == -len(japan) - 1
@@ -214,7 +214,7 @@ def test_minimum_and_ngram_bans(tokenizer: Tokenizer, limits: Limits) -> None:
         last = row.tokens[-1] if row.tokens else None
         followers = {row.tokens[i + 1] for i in range(len(row.tokens) - 1) if row.tokens[i] == last}
         assert banned - ends == followers
-        scheduler.book(plan, [token(made)], [])
+        scheduler.book(plan, Outcome([token(made)], [], []))
         plan = scheduler.plan()
 
 
@@ -223,7 +223,7 @@ def test_an_ngram_that_begins_in_the_prompt_and_ends_in_the_answer_counts(tokeni
     request = make_request(tokenizer, "a", max_new_tokens=9, no_repeat_ngram=2)
     scheduler.add(request)
     plan = scheduler.plan()
-    scheduler.book(plan, [token(300)], [])
+    scheduler.book(plan, Outcome([token(300)], [], []))
     row = scheduler.plan().rows[0]
     assert row._ngrams == {(tokenizer.sop,): [300]}
 
@@ -346,7 +346,8 @@ class Traffic:
                 assert scheduler.idle
                 continue
             self.check_plan(scheduler, plan)
-            step = scheduler.book(plan, [self.choice(row) for row in plan.sampled_rows()], self.scores(plan))
+            outcome = Outcome([self.choice(row) for row in plan.sampled_rows()], self.scores(plan), [])
+            step = scheduler.book(plan, outcome)
             self.ended += [end.id for end in step.ends]
             for made in step.tokens:
                 assert made.request not in self.ended or made.request in {end.id for end in step.ends}

@@ -75,6 +75,23 @@ async def test_two_blanks_are_filled_in_place(server: Thread, database: Path) ->
     assert kinds == [("[MASK]",), ("[sMASK]",)]
 
 
+async def test_beams_are_told_and_kept(server: Thread, database: Path) -> None:
+    parameters = {"num_beams": 3, "length_penalty": 0.7, "min_new_tokens": 6, "max_new_tokens": 9, "no_repeat_ngram": 2}
+    async with Client(server) as client:
+        events = await client.run({"type": "fill", "text": "a [MASK] b", "parameters": parameters})
+    assert [event["type"] for event in events][-2:] == ["blank", "done"]
+    searches = [event for event in events if event["type"] == "beams"]
+    assert [search["final"] for search in searches] == [False] * (len(searches) - 1) + [True] and len(searches) > 1
+    final, blank = searches[-1], events[-2]
+    assert [beam["text"] for beam in final["beams"]] == [other["text"] for other in blank["alternatives"]]
+    assert set(final["beams"][0]) == {"text", "logprob", "score", "ended"} and len(final["beams"]) == 3
+    assert text_of(events) == blank["text"]
+    query = "SELECT parameters, alternatives FROM run JOIN blank ON blank.run_id = run.id WHERE run.id = ?"
+    (row,) = rows(database, query, events[0]["run"])
+    assert json.loads(row[0]) == parameters
+    assert [other["text"] for other in json.loads(row[1])] == [beam["text"] for beam in final["beams"]]
+
+
 async def test_a_conversation_keeps_its_runs(server: Thread, database: Path) -> None:
     async with Client(server) as client:
         first = await client.run({"type": "chat", "messages": [{"role": "user", "content": "你好\n吗"}]})
@@ -255,6 +272,25 @@ BAD: dict[str, tuple[Any, str, str | None, Any]] = {
         4095,
     ),
     "alternatives 9": (GOOD | {"parameters": {"alternatives": 9}}, "bad_request", "parameters.alternatives", 8),
+    "beams 17": (GOOD | {"parameters": {"num_beams": 17}}, "bad_request", "parameters.num_beams", 16),
+    "beams hot": (
+        GOOD | {"parameters": {"num_beams": 2, "temperature": 0.5}},
+        "bad_request",
+        "parameters.temperature",
+        None,
+    ),
+    "beams and alternatives": (
+        GOOD | {"parameters": {"num_beams": 2, "alternatives": 2}},
+        "bad_request",
+        "parameters.alternatives",
+        None,
+    ),
+    "penalty without beams": (
+        GOOD | {"parameters": {"length_penalty": 1.0}},
+        "bad_request",
+        "parameters.length_penalty",
+        None,
+    ),
     "seed beyond JavaScript": (GOOD | {"parameters": {"seed": 2**53}}, "bad_request", "parameters.seed", 2**53 - 1),
     "a system message": (
         {"type": "chat", "messages": [{"role": "system", "content": "x"}]},

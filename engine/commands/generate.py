@@ -15,20 +15,23 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from engine.errors import GLMError
 from engine.glm import blanks
-from engine.glm.config import Config, resolve_model
+from engine.glm.config import QUANTIZATIONS, Config, resolve_model
+from engine.glm.size import parse_size
 from engine.glm.tokenizer import Tokenizer
 from engine.serving import generate, protocol
-from engine.serving.events import Blank, Delta, Done, Error
+from engine.serving.events import Beams, Blank, Delta, Done, Error
+from engine.serving.options import DEVICES
 from engine.serving.pool import Pool
 from engine.serving.protocol import Sampling
 from engine.serving.run import Run
 
+_SAMPLING, _BEAMS = "BaseStrategy", "BeamSearchStrategy"  # as GLM-130B's generate.py names them
 _FILLED, _PLAIN = "\x1b[32;4m", "\x1b[0m"
 _FILE_ENDINGS = (".txt", ".tsv", ".csv", ".json", ".jsonl", ".md")
 _MISTAKES = ("bad_request", "unknown_mask", "prompt_too_long", "model_not_found", "bad_model", "unsupported")
@@ -83,9 +86,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--repetition-penalty", type=float, default=1.0, help="above 1: tokens that were there are less likely")
     add("--no-repeat-ngram-size", type=int, default=0, help="no sequence of so many tokens comes twice")
+    add("--sampling-strategy", choices=(_SAMPLING, _BEAMS), help="token by token, or beam search (default: "
+        "beam search with --num-beams, else token by token)")  # fmt: skip
+    add("--num-beams", type=int, help="answers that beam search keeps at a time (default: 4)")
+    add("--length-penalty", type=float, help="of a beam's score, its log-probability / ((5 + length) / 6) ** penalty "
+        "(default: 1; above it favours long answers)")  # fmt: skip
+    add("--sampled-beams", action="store_true", help="draw the beams' continuations, as GLM-130B's generate.py does, "
+        "instead of taking the best")  # fmt: skip
+    add("--print-all-beams", action="store_true", help="print every beam of each blank with its score")
     add("--stop", action="append", default=[], metavar="TEXT", help="end a blank before this text; may be given again")
     add("--seed", type=int, help="default: drawn for each input, and shown with --json")
     add("--precision", choices=protocol.PRECISIONS, default="fp32", help="of weights and arithmetic (default: fp32)")
+    add("--quantize", choices=QUANTIZATIONS, help="make the weights whole numbers of 8 or 4 bits while they are loaded")
+    add(
+        "--offload",
+        choices=protocol.OFFLOADS,
+        default="none",
+        help="where layers wait that --weights-budget has no room for",
+    )
+    add("--weights-budget", metavar="SIZE", help="memory for each rank's weights, as 12GiB; with --offload")
+    add(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        help="processes that share the weights, each on a GPU of its own if there are any",
+    )
+    add("--device", choices=DEVICES, default="auto", help="default: accelerators if there are any, else the CPU")
     add("--threads", type=int, help="CPU threads of the model")
     add("--slots", type=int, default=16, help="texts that run at the same time (default: 16)")
     return parser
@@ -108,6 +134,7 @@ class Output:
     text: str = ""
     coloured: str = ""
     blanks: list[str] = field(default_factory=list)
+    beams: list[Beams] = field(default_factory=list)
     done: Done | None = None
     error: GLMError | None = None
 
@@ -135,13 +162,23 @@ class Session:
             max_new_tokens=options.max_new_tokens,
             stop=tuple(options.stop),
             seed=options.seed,
+            beams=_beams(options),
         )
         self.colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         if options.slots < 1:
             raise GLMError("bad_request", "--slots must be at least 1.", field="slots", limit=1)
         # A file's lines wait in this process; the pool's queue only has to hold those that `_in_order` hands in.
         self.pool = Pool(
-            folder, slots=options.slots, queue=4 * options.slots, threads=options.threads, precision=options.precision
+            folder,
+            slots=options.slots,
+            queue=4 * options.slots,
+            threads=options.threads,
+            precision=options.precision,
+            quantize=options.quantize,
+            offload=options.offload,
+            weights_budget=None if options.weights_budget is None else parse_size(options.weights_budget),
+            tensor_parallel=options.tensor_parallel,
+            device=options.device,
         )
         self._file = None
         self._prepare_output(options.output_path)
@@ -259,6 +296,8 @@ class Session:
                     sys.stdout.flush()
                 elif isinstance(event, Blank):
                     output.blanks.append(event.text)
+                elif isinstance(event, Beams) and event.final:
+                    output.beams.append(event)
                 elif isinstance(event, Error):
                     raise GLMError(event.kind, event.message, field=event.field, limit=event.limit)
                 elif isinstance(event, Done):
@@ -301,6 +340,8 @@ class Session:
                 sys.stderr.write(f"{output.input.name}: {output.error}\n")
         else:
             sys.stdout.write((f"{output.input.name}\t" if self.options.with_id else "") + output.coloured + "\n")
+            if self.options.print_all_beams:
+                sys.stdout.write(_all_beams(output))
         sys.stdout.flush()
         if self.options.output_path is None:
             return
@@ -320,6 +361,8 @@ class Session:
         if output.error is not None:
             return record | {"error": {"kind": output.error.kind, "message": str(output.error)}}
         assert output.done is not None
+        if output.beams:
+            record["beams"] = [[asdict(beam) for beam in search.beams] for search in output.beams]
         return record | {
             "text": output.text,
             "blanks": output.blanks,
@@ -328,6 +371,40 @@ class Session:
             "seed": output.done.seed,
             "model": output.done.fingerprint["model"],
         }
+
+
+def _beams(options: argparse.Namespace) -> protocol.Beams | None:
+    """None for choosing token by token. GLMError bad_request for options of the one given with the other."""
+    given = {
+        "--num-beams": options.num_beams is not None,
+        "--length-penalty": options.length_penalty is not None,
+        "--sampled-beams": options.sampled_beams,
+        "--print-all-beams": options.print_all_beams,
+    }
+    if options.sampling_strategy != _BEAMS and not (
+        options.sampling_strategy is None and options.num_beams is not None
+    ):
+        for flag in (flag for flag, present in given.items() if present):
+            message = f"{flag} belongs to beam search: add --sampling-strategy {_BEAMS}."
+            raise GLMError("bad_request", message, field=flag.strip("-").replace("-", "_"))
+        return None
+    plain = protocol.Beams(sampled=options.sampled_beams)
+    count = plain.count if options.num_beams is None else options.num_beams
+    penalty = plain.length_penalty if options.length_penalty is None else options.length_penalty
+    return replace(plain, count=count, length_penalty=penalty)
+
+
+def _all_beams(output: Output) -> str:
+    """A line for each beam of each blank."""
+    lines = []
+    for search in output.beams:
+        blank = f"blank {search.blank + 1}, " if len(output.beams) > 1 else ""
+        for number, beam in enumerate(search.beams):
+            unfinished = "" if beam.ended else ", unfinished"
+            lines.append(
+                f"  {blank}beam {number} ({beam.score:.4f}{unfinished}): {json.dumps(beam.text, ensure_ascii=False)}\n"
+            )
+    return "".join(lines)
 
 
 def _source(value: str) -> Path | str | None:

@@ -20,6 +20,7 @@ from engine.errors import GLMError
 from engine.glm.blanks import Prompt
 from engine.glm.direct_reader import PIECE, DirectFile, aligned_bytes
 from engine.glm.layer_stream import READERS
+from engine.glm.memory import free_memory
 from engine.glm.model import GLM
 from engine.glm.offload import OffloadedGLM
 from engine.glm.size import format_size
@@ -96,12 +97,6 @@ def device_bytes() -> int:
 def peak_memory() -> int:
     """The most bytes that this process has had in memory."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def free_memory() -> int:
-    """Bytes that the system can still give away."""
-    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-    return int(dict(line.split(":") for line in lines)["MemAvailable"].split()[0]) * 1024
 
 
 def cache_bytes(model: GLM, rows: Sequence[int], prompt: int, steps: int) -> int:

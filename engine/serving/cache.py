@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.glm.attention import attend
+from engine.serving.work import Tree
 
 
 class KeyValueCache:
@@ -127,6 +128,54 @@ class StepAttention:
                 query[rows].transpose(1, 2), keys[slots, :, :longest], values[slots, :, :longest], attn_mask=visible
             ).transpose(1, 2)
         return context
+
+
+class TreeAttention:
+    """Attention of one token of each live beam of a search: tensors (beams, 1, heads, head_dim). See work.Tree.
+
+    All that the search has written is read once for all of its beams, in place where it lies in one slot.
+    """
+
+    def __init__(self, cache: KeyValueCache, tree: Tree) -> None:
+        self._cache, self._tree = cache, tree
+        columns, beams = cache.keys.shape[3], len(tree.tokens)
+        self._total = tree.prompt + tree.first + beams
+        places = range(self._total - beams, self._total)
+        self._slots = torch.tensor([tree.slots[place // columns] for place in places], device=cache.device)
+        self._columns = torch.tensor([place % columns for place in places], device=cache.device)
+        visible = torch.zeros(beams, self._total, dtype=torch.bool)
+        visible[:, : tree.prompt] = True
+        for row, path in enumerate(tree.paths):
+            visible[row, torch.tensor(path) + tree.prompt] = True
+        self._visible = visible.to(cache.device)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        self._cache.append(layer, self._slots, self._columns, key[:, 0], value[:, 0])
+        keys, values = (self._written(part[layer]) for part in (self._cache.keys, self._cache.values))
+        together = query.transpose(0, 1).transpose(1, 2)  # (1, heads, beams, head_dim)
+        context = F.scaled_dot_product_attention(together, keys[None], values[None], attn_mask=self._visible)
+        return context.transpose(1, 2).transpose(0, 1)
+
+    def _written(self, slots: Tensor) -> Tensor:
+        """(slots, heads, columns, head_dim) of a layer -> (heads, all places of the search, head_dim)."""
+        columns = slots.shape[2]
+        parts = [
+            slots[slot, :, : min(columns, self._total - first)]
+            for slot, first in zip(self._tree.slots, range(0, self._total, columns), strict=False)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+class MixedAttention:
+    """Rows one after the other that attend in ways of their own: (number of rows, attention) each."""
+
+    def __init__(self, parts: Sequence[tuple[int, StepAttention | TreeAttention]]) -> None:
+        self._sizes, self._attentions = zip(*parts, strict=True)
+
+    def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        rows = zip(*(part.split(self._sizes) for part in (query, key, value)), strict=True)
+        found = [attention(layer, *row) for attention, row in zip(self._attentions, rows, strict=True)]
+        return found[0] if len(found) == 1 else torch.cat(found)
 
 
 def _branch_mask(segment: Segment, device: torch.device) -> Tensor | None:

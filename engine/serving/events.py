@@ -1,7 +1,7 @@
 """What a run tells whoever asked for it: the events of `generate`, in the form of the websocket.
 
 `as_dict()` is the wire format without `run` and `seq`, which the connection adds. A run gives any number of Queued, one
-Started, then Delta and Blank, and ends in exactly one Done, Cancelled or Error.
+Started, then Delta, Beams and Blank, and ends in exactly one Done, Cancelled or Error.
 """
 
 from __future__ import annotations
@@ -68,6 +68,27 @@ class TokenText:
     text: str
     logprob: float
     top: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BeamText:
+    """One answer of a beam search. logprob: the sum over its tokens; score: that, penalised by length, by which answers are
+    ranked; ended: by its own end token."""
+
+    text: str
+    logprob: float
+    score: float
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Beams(Event):
+    """How far the beam search for a blank is, best answer first; `final` is the search's result, the others may all change."""
+
+    type: ClassVar[str] = "beams"
+    blank: int
+    final: bool
+    beams: tuple[BeamText, ...]
 
 
 @dataclass(frozen=True, slots=True)

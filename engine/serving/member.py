@@ -79,7 +79,7 @@ class Member:
                 log.error("replica %d: %s It is started again in %.1f s.", self.index, self.reason, back_off)
             else:
                 self.state, self.reason, self.broken = "waiting", news.error.message, True
-                log.error("replica %d can't be started: %s", self.index, self.reason)
+                log.error("replica %d can't be started: %s", self.index, self.reason.partition("\n")[0])
                 self._owner.member_failed(self, news.error)
             await asyncio.sleep(back_off)
             back_off = min(2 * back_off, LONGEST_BACK_OFF)

@@ -1,7 +1,7 @@
 """All replicas of one model behind one queue, for the event loop of the web process. Torch-free.
 
     pool = Pool("embedded"); await pool.start()
-    async for event in pool.stream(request): ...      # Queued*, Started, Token*, Finished or Cancelled; or GLMError
+    async for event in pool.stream(request): ...      # see stream.py; or GLMError
 
 Requests are given out first in, first out, to the replica with the fewest tokens in flight that has slots for all their
 rows. When a replica dies, its requests are run again if no text of theirs had left, else they fail with `worker_died`.
@@ -181,7 +181,7 @@ class Pool:
                 "queue_full",
                 f"{len(self._waiting)} requests are waiting already; please try again later.",
                 limit=self._queue_limit,
-                retry_after_s=self._eta(sum(flight.request.rows for flight in self._waiting)) or 1.0,
+                retry_after_s=self._eta(sum(map(self._slots_of, self._waiting))) or 1.0,
             )
         assert request.id not in self._flights, "request ids are unique"
         flight = Flight(request, Stream(request))
@@ -276,11 +276,15 @@ class Pool:
             if flight is not None:
                 flight.told_text = True
                 flight.stream.put(token)
+        for search in step.searches:
+            flight = self._flights.get(search.request)
+            if flight is not None:  # nothing of it is certain yet, so the request may still be run again elsewhere
+                flight.stream.put(search)
         for end in step.ends:
             flight = self._flights.get(end.id)
             if flight is None:  # the pool is stopping
                 continue
-            if isinstance(end, Finished) and flight.request.rows:
+            if isinstance(end, Finished) and not flight.request.choices:
                 assert flight.stream.given_at is not None
                 seconds = time.monotonic() - flight.stream.given_at
                 self._row_seconds = seconds if self._row_seconds is None else 0.9 * self._row_seconds + 0.1 * seconds
@@ -296,7 +300,7 @@ class Pool:
             members = [
                 member
                 for member in self._members
-                if member.state == "ready" and self._rows(member) + flight.request.rows <= self._slots
+                if member.state == "ready" and self._rows(member) + self._slots_of(flight) <= self._slots
             ]
             if not members:
                 break
@@ -310,7 +314,10 @@ class Pool:
             self._announce()
 
     def _rows(self, member: Member) -> int:
-        return sum(flight.request.rows for flight in self._flights.values() if flight.member is member)
+        return sum(self._slots_of(flight) for flight in self._flights.values() if flight.member is member)
+
+    def _slots_of(self, flight: Flight) -> int:
+        return flight.request.slots(self.require_limits().positions)
 
     def _tokens(self, member: Member) -> int:
         return sum(flight.request.tokens for flight in self._flights.values() if flight.member is member)
@@ -328,7 +335,7 @@ class Pool:
             if flight.told_position != position and not flight.told_started:
                 flight.told_position = position
                 flight.stream.put(Queued(position, self._eta(rows)))
-            rows += flight.request.rows
+            rows += self._slots_of(flight)
 
     def _eta(self, rows_before: int) -> float | None:
         """Seconds until a slot is free for a request with so many rows before it, at the measured pace."""

@@ -22,6 +22,7 @@ SAMPLER = "inverse-cdf-1"
 PRECISIONS = ("fp32", "bf16", "fp16")
 OFFLOADS = ("none", "host", "disk")
 MAX_ALTERNATIVES = 8
+MAX_BEAMS = 16
 MAX_CHOICES = 16
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 200  # characters
@@ -87,11 +88,26 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
+class Beams:
+    """Beam search instead of choosing token by token (see beam.py): `count` answers are searched for at the same time.
+
+    A finished answer's score is its log-probability / ((5 + length) / 6) ** length_penalty, where length counts the prompt, too,
+    as GLM-130B's code does. sampled: candidates are drawn by their probability instead of taken from the top. consider_end:
+    ended answers are the result, filled up with unfinished ones; without it the unfinished ones are.
+    """
+
+    count: int = 4
+    length_penalty: float = 1.0
+    sampled: bool = False
+    consider_end: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Sampling:
     """How tokens are chosen. The defaults sample from the model's own distribution.
 
     Applied in this order: repetition_penalty, bans, temperature, top_k, top_p. temperature 0 is greedy, and so is top_k 1;
-    top_k 0 and top_p 1 cut nothing off.
+    top_k 0 and top_p 1 cut nothing off. With `beams`, of these only the bans and lengths apply: see `check_sampling`.
     """
 
     temperature: float = 1.0
@@ -105,6 +121,7 @@ class Sampling:
     seed: int | None = None  # None: drawn when the request is accepted; never None in a Request
     banned_ids: tuple[int, ...] = ()
     logprobs: int = 0  # how many of the most likely tokens to report beside the chosen one
+    beams: Beams | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,17 +139,20 @@ class Request:
     choices: tuple[tuple[int, ...], ...] = ()
     first_of_text: bool = False
 
-    @property
-    def rows(self) -> int:
-        """Cache slots that it takes: scoring keeps nothing."""
-        return 0 if self.choices else self.alternatives
+    def slots(self, columns: int) -> int:
+        """Cache slots of so many columns that it takes. Scoring keeps nothing; beams have the prompt once, then their own
+        tokens side by side."""
+        if self.choices:
+            return 0
+        return -(-self.tokens // columns) if self.sampling.beams is not None else self.alternatives
 
     @property
     def tokens(self) -> int:
         """Tokens that it may have in flight: the measure of load."""
         if self.choices:
             return len(self.prompt.ids) + sum(map(len, self.choices))
-        return len(self.prompt.ids) + self.alternatives * (self.sampling.max_new_tokens or 0)
+        answers = self.alternatives if self.sampling.beams is None else self.sampling.beams.count
+        return len(self.prompt.ids) + answers * (self.sampling.max_new_tokens or 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,9 +190,25 @@ class Token(NamedTuple):
     logprob: float | None
 
 
+class Beam(NamedTuple):
+    """One answer of a beam search; text as far as it makes whole characters. score: see Beams, as if it ended here."""
+
+    text: str
+    logprob: float
+    score: float
+    ended: bool
+
+
+class Search(NamedTuple):
+    """How far a beam search is: its answers, best first. They may all change until the request has ended."""
+
+    request: str
+    beams: tuple[Beam, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One alternative or scored choice. `pieces` are the tokens' texts: joined they are the whole text."""
+    """One alternative, scored choice or beam (best first). `pieces` are the tokens' texts: joined they are the whole text."""
 
     ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -180,6 +216,7 @@ class Result:
     reason: str  # "stop" (the model ended), "length", "stop_string"; "scored"
     end_logprob: float | None = None  # of the end token, if there was one
     top: tuple[tuple[tuple[int, float], ...], ...] = ()  # per token, (id, logprob) of the most likely ones
+    score: float | None = None  # of a beam
 
     @property
     def text(self) -> str:
@@ -218,10 +255,11 @@ class Step:
 
     started: list[str] = field(default_factory=list)
     tokens: list[Token] = field(default_factory=list)
+    searches: list[Search] = field(default_factory=list)
     ends: list[End] = field(default_factory=list)
 
     def __bool__(self) -> bool:
-        return bool(self.started or self.tokens or self.ends)
+        return bool(self.started or self.tokens or self.searches or self.ends)
 
 
 def uniform(seed: int, alternative: int, step: int) -> float:
@@ -241,6 +279,11 @@ def derive_seed(seed: int, part: int) -> int:
 def room(prompt: Prompt, positions: int) -> int:
     """How many tokens can follow a prompt: context and answer together have `positions` places."""
     return positions - prompt.context_length
+
+
+def beam_room(prompt: Prompt, beams: int, limits: Limits) -> int:
+    """How many tokens each of so many beams can get from all slots together."""
+    return (limits.slots * limits.positions - len(prompt.ids)) // beams
 
 
 def check_sampling(sampling: Sampling, limits: Limits) -> None:
@@ -280,6 +323,19 @@ def check_sampling(sampling: Sampling, limits: Limits) -> None:
         raise GLMError(
             "bad_request", "A banned token is not in the vocabulary.", field="banned_ids", limit=limits.vocabulary
         )
+    if sampling.beams is not None:
+        _check_beams(sampling)
+
+
+def _check_beams(sampling: Sampling) -> None:
+    """Nothing is ignored silently: what beam search doesn't use is refused."""
+    assert sampling.beams is not None
+    _within("num_beams", sampling.beams.count, 1, MAX_BEAMS)
+    _within("length_penalty", sampling.beams.length_penalty, -10.0, 10.0)
+    plain = Sampling()
+    for name in ("temperature", "top_k", "top_p", "repetition_penalty", "stop", "logprobs"):
+        if getattr(sampling, name) != getattr(plain, name):
+            raise GLMError("bad_request", f"Beam search does not use {name}: leave it out.", field=name)
 
 
 def check(request: Request, limits: Limits) -> None:
@@ -312,6 +368,15 @@ def check(request: Request, limits: Limits) -> None:
         raise GLMError(
             "bad_request", f"The prompt leaves room for {free} new tokens.", field="max_new_tokens", limit=free
         )
+    if sampling.beams is None:
+        return
+    if request.alternatives > 1:
+        raise GLMError("bad_request", "The beams are the alternatives: leave the number out.", field="alternatives")
+    most = beam_room(prompt, sampling.beams.count, limits)
+    if sampling.max_new_tokens > most:
+        count = sampling.beams.count
+        message = f"{count} beams have room for {max(0, most)} new tokens each here."
+        raise GLMError("bad_request", message, field="max_new_tokens" if most > 0 else "num_beams", limit=max(0, most))
 
 
 def prompt_too_long(length: int, positions: int) -> GLMError:

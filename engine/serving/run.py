@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
 
 from engine.errors import GLMError
@@ -13,9 +13,9 @@ from engine.glm.blanks import Document, Mask
 from engine.glm.filling import Filling
 from engine.glm.tokenizer import Tokenizer
 from engine.serving import events, protocol
-from engine.serving.events import Alternative, Blank, Delta, Done, Error, Event, TokenText, Usage
+from engine.serving.events import Alternative, Beams, BeamText, Blank, Delta, Done, Error, Event, TokenText, Usage
 from engine.serving.pool import Pool
-from engine.serving.protocol import Cancelled, Finished, Limits, Request, Result, Sampling
+from engine.serving.protocol import Beam, Cancelled, Finished, Limits, Request, Result, Sampling, Search
 from engine.serving.stream import Queued, Started, Stream
 
 # New tokens of a blank when the request doesn't say: a few words, a sentence, an answer.
@@ -141,6 +141,11 @@ class Run:
                     return
                 blank = self._describe(index, mask, finished.results)
                 reason = finished.results[0].reason
+                if self._job.sampling.beams is not None:
+                    yield self._beams(index, mask, [_beam(result) for result in finished.results], final=True)
+                    for number, alternative in enumerate(blank.alternatives):
+                        if alternative.text:
+                            yield Delta(index, number, alternative.text)
                 self._place(mask, finished.results[0])
                 yield blank
         except GLMError as error:
@@ -170,6 +175,8 @@ class Run:
                 yield event
             elif isinstance(event, Cancelled):
                 return
+            elif isinstance(event, Search):
+                yield self._beams(index, mask, event.beams, final=False)
             else:
                 if event.token is not None and event.logprob is not None:
                     if event.alternative == 0:
@@ -203,6 +210,8 @@ class Run:
             wanted = DEFAULT_NEW_TOKENS[mask.kind]
         kept = _KEPT_FOR_A_BLANK * (len(job.targets) - 1 - index)
         budget = max(1, min(wanted, free - kept))
+        if job.sampling.beams is not None:
+            budget = max(1, min(budget, protocol.beam_room(prompt, job.sampling.beams.count, self.limits)))
         sampling = replace(
             job.sampling,
             seed=protocol.derive_seed(self.seed, index),
@@ -250,6 +259,12 @@ class Run:
         )
         return Blank(index, alternatives[0].text, alternatives, tokens, shown.ids)
 
+    def _beams(self, index: int, mask: Mask, beams: Iterable[Beam], *, final: bool) -> Beams:
+        texts = tuple(
+            BeamText(self._filling.shown(mask, text), logprob, score, ended) for text, logprob, score, ended in beams
+        )
+        return Beams(index, final, texts)
+
     def _name(self, token: int) -> str:
         """One token as text: a byte has no text of its own."""
         return (
@@ -265,3 +280,8 @@ class Run:
         if self._first_token_seconds is None and stream.first_text_at is not None:
             self._first_token_seconds = stream.first_text_at - self._accepted_at
         self._largest_batch = max(self._largest_batch, finished.largest_batch)
+
+
+def _beam(result: Result) -> Beam:
+    assert result.score is not None
+    return Beam(result.text, result.logprob, result.score, result.reason == "stop")

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from engine.glm.model import GLM, Attention, Rotary
-from engine.serving.cache import KeyValueCache, PromptAttention, Segment, StepAttention
+from engine.serving.beam import Candidate
+from engine.serving.cache import KeyValueCache, MixedAttention, PromptAttention, Segment, StepAttention, TreeAttention
 from engine.serving.sampling import Sampler
-from engine.serving.scheduler import Choice, Plan
-from engine.serving.work import Reading, Work
+from engine.serving.scheduler import Choice, Job, Outcome, Plan
+from engine.serving.work import Reading, Tree, Work
 
 
 @dataclass(slots=True)
@@ -69,15 +70,28 @@ class Runner:
 
     @torch.inference_mode()
     def step(
-        self, slots: Sequence[int], tokens: Sequence[int], columns: Sequence[int], positions: Sequence[int]
+        self,
+        slots: Sequence[int],
+        tokens: Sequence[int],
+        columns: Sequence[int],
+        positions: Sequence[int],
+        trees: Sequence[Tree] = (),
     ) -> Pass:
-        """Begin a decode step: token i goes to columns[i] of slots[i] (ascending), read at positions[i].
+        """Begin a decode step: token i goes to columns[i] of slots[i] (ascending), read at positions[i]; then the trees'.
 
-        Logits: (rows, vocabulary).
+        Logits: (rows, vocabulary), the trees' behind the others.
         """
-        hidden = self._model.embed(self._indices(tokens)[:, None])
-        rotary = self._model.rotary(self._indices(positions)[:, None])
-        return Pass(hidden, rotary, StepAttention(self.cache, slots, columns), None)
+        ids, places = [*tokens], [*positions]
+        parts: list[tuple[int, StepAttention | TreeAttention]] = []
+        if slots:
+            parts.append((len(slots), StepAttention(self.cache, slots, columns)))
+        for tree in trees:
+            ids += tree.tokens
+            places += [tree.position] * len(tree.tokens)
+            parts.append((len(tree.tokens), TreeAttention(self.cache, tree)))
+        hidden = self._model.embed(self._indices(ids)[:, None])
+        rotary = self._model.rotary(self._indices(places)[:, None])
+        return Pass(hidden, rotary, MixedAttention(parts) if trees else parts[0][1], None)
 
     @torch.inference_mode()
     def advance(self, state: Pass, layers: int | None = None) -> bool:
@@ -105,7 +119,7 @@ class Runner:
         state = (
             self.read(work.readings)
             if work.readings
-            else self.step(work.slots, work.tokens, work.columns, work.positions)
+            else self.step(work.slots, work.tokens, work.columns, work.positions, work.trees)
         )
         self.advance(state)
         return self.logits(state)
@@ -118,65 +132,66 @@ class Runner:
             self._announce(work)
         return self.follow(work)
 
-    def run(
-        self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]
-    ) -> tuple[list[Choice], list[list[list[float]]]]:
+    def run(self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]) -> Outcome:
         """A scheduler's plan, whole: what `Scheduler.book` wants to know."""
         return self._run_prompts(plan, sampler, end_ids) if plan.prompts else self._run_rows(plan, sampler, end_ids)
 
     @torch.inference_mode()
-    def _run_prompts(
-        self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]
-    ) -> tuple[list[Choice], list[list[list[float]]]]:
+    def _run_prompts(self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]) -> Outcome:
         jobs = plan.prompts
-        logits = self._lead(
-            readings=tuple(
-                Reading(job.request.prompt, job.rows[0].slot if job.rows else None, job.request.choices) for job in jobs
-            )
-        )
+        logits = self._lead(readings=tuple(Reading(job.request.prompt, job.slot, job.request.choices) for job in jobs))
         sources: list[int] = []  # for each row that gets a token, the row of logits it comes from
         scores: list[list[list[float]]] = []
+        candidates: list[list[Candidate]] = []
         start = 0
         for job in jobs:
-            if job.rows:
-                sources += [start] * len(job.rows)
-                start += 1
-                for row in job.rows[1:]:
-                    self._copies.append((job.rows[0].slot, row.slot, len(job.request.prompt.ids)))
+            if job.request.choices:
+                logprobs = []
+                for choice in job.request.choices:
+                    block = logits[start : start + len(choice)].float().log_softmax(dim=-1)
+                    logprobs.append(block.gather(1, self._indices(choice)[:, None])[:, 0].tolist())
+                    start += len(choice)
+                scores.append(logprobs)
                 continue
-            logprobs = []
-            for choice in job.request.choices:
-                block = logits[start : start + len(choice)].float().log_softmax(dim=-1)
-                logprobs.append(block.gather(1, self._indices(choice)[:, None])[:, 0].tolist())
-                start += len(choice)
-            scores.append(logprobs)
+            if job.search is not None:
+                candidates.append(sampler.expand(logits[start : start + 1], job.search.ask()))
+            sources += [start] * len(job.rows)
+            start += 1
+            for row in job.rows[1:]:
+                self._copies.append((job.rows[0].slot, row.slot, len(job.request.prompt.ids)))
         rows = plan.sampled_rows()
         choices = sampler(logits[self._indices(sources)], [row.ask(end_ids) for row in rows]) if rows else []
-        self._clean(plan, choices)
-        return choices, scores
+        self._clean(plan, choices, candidates)
+        return Outcome(choices, scores, candidates)
 
     @torch.inference_mode()
-    def _run_rows(
-        self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]
-    ) -> tuple[list[Choice], list[list[list[float]]]]:
+    def _run_rows(self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]) -> Outcome:
         rows = plan.rows
         logits = self._lead(
             slots=tuple(row.slot for row in rows),
             tokens=tuple(row.tokens[-1] for row in rows),
             columns=tuple(row.column for row in rows),
             positions=tuple(row.position for row in rows),
+            trees=tuple(search.tree() for search in plan.searches),
         )
-        choices = sampler(logits, [row.ask(end_ids) for row in rows])
-        self._clean(plan, choices)
-        return choices, []
+        choices = sampler(logits[: len(rows)], [row.ask(end_ids) for row in rows]) if rows else []
+        blocks = logits[len(rows) :].split([search.rows for search in plan.searches])
+        candidates = [sampler.expand(block, search.ask()) for block, search in zip(blocks, plan.searches, strict=True)]
+        self._clean(plan, choices, candidates)
+        return Outcome(choices, [], candidates)
 
-    def _clean(self, plan: Plan, choices: list[Choice]) -> None:
-        """Rows with inf or nan are about to leave, with all rows of their requests: their slots must not hand them on."""
-        for row, choice in zip(plan.sampled_rows(), choices, strict=True):
-            if not choice.finite:
-                for other in row.job.rows:
-                    if other.reason is None:  # else its slot may be another's by now
-                        self._clears.append(other.slot)
+    def _clean(self, plan: Plan, choices: list[Choice], candidates: list[list[Candidate]]) -> None:
+        """What has inf or nan is about to leave, with all rows of its request: the slots must not hand them on."""
+        jobs: list[Job] = [
+            row.job for row, choice in zip(plan.sampled_rows(), choices, strict=True) if not choice.finite
+        ]
+        jobs += [
+            job
+            for job, found in zip(plan.searching_jobs(), candidates, strict=True)
+            if not all(candidate.finite for candidate in found)
+        ]
+        for job in jobs:
+            self._clears += job.held_slots()
 
     def _indices(self, values: Sequence[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.long, device=self._model.device)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from engine.serving.beam import BeamAsk, Candidate
 from engine.serving.scheduler import Ask, Choice
 
 # Below this a difference of 0.001 between two logits is a factor of e^100: greedy, without dividing by almost nothing.
@@ -56,6 +57,40 @@ class Sampler:
         return [
             Choice(int(token), logprob, bool(good), tuple(candidates[: ask.logprobs]))
             for (token, logprob, good), candidates, ask in zip(values, top, asks, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def expand(self, logits: Tensor, ask: BeamAsk) -> list[Candidate]:
+        """The candidates of a search, best first. logits: (live beams, vocabulary). Log-probabilities are those of what is
+        not banned. Drawing without replacement is taking the top after adding Gumbel noise (arXiv 1903.06059)."""
+        raw = logits.float()
+        masked = raw + self._bias
+        pairs = [(row, token) for row, banned in enumerate(ask.banned) for token in banned]
+        if pairs:
+            rows, tokens = (self._indices(list(part)) for part in zip(*pairs, strict=True))
+            masked[rows, tokens] = float("-inf")
+        if not bool(torch.isfinite(raw.sum())):
+            return [Candidate(0, self._end_id, 0.0, 0.0, finite=False)]
+        # Where a beam has banned everything, -inf minus itself is no number: it has no candidates.
+        steps = masked.log_softmax(dim=-1)
+        steps = torch.where(steps.isnan(), float("-inf"), steps)
+        scores = (steps + torch.tensor(ask.scores, device=self._device)[:, None]).flatten()
+        ranked = scores
+        if ask.seed is not None:
+            generator = torch.Generator().manual_seed(ask.seed)  # on the CPU: the same on every device
+            uniform = torch.rand(scores.shape, generator=generator).clamp(min=1e-20).to(self._device)
+            ranked = scores - (-uniform.log()).clamp(min=1e-20).log()
+        chosen = ranked.topk(min(ask.count, ranked.shape[0])).indices
+        chosen = chosen[scores[chosen] > float("-inf")]
+        if not len(chosen):
+            logprob = float(raw[0, self._end_id] - raw[0].logsumexp(dim=-1))
+            return [Candidate(0, self._end_id, logprob, ask.scores[0] + logprob)]
+        chosen = chosen[scores[chosen].argsort(descending=True, stable=True)]
+        values = torch.stack((steps.flatten()[chosen].double(), scores[chosen].double()), dim=1).tolist()
+        vocabulary = raw.shape[-1]
+        return [
+            Candidate(place // vocabulary, place % vocabulary, logprob, score)
+            for place, (logprob, score) in zip(chosen.tolist(), values, strict=True)
         ]
 
     def _penalised(self, scores: Tensor, asks: Sequence[Ask]) -> Tensor:

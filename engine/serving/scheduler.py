@@ -1,11 +1,12 @@
 """Which rows run in the next step of a replica: continuous batching over cache slots. No torch, no clock, no I/O.
 
-    scheduler.add(request); plan = scheduler.plan(); ... the model runs the plan ...; step = scheduler.book(plan, choices)
+    scheduler.add(request); plan = scheduler.plan(); ... the model runs the plan ...; step = scheduler.book(plan, outcome)
 
-A plan is either prompts to read or one token for every running row; with both waiting they take turns, so that neither
-arrivals nor running rows starve. Requests are admitted first in, first out, and only with slots for all their rows; a slot
-has place for the longest sequence, so nothing that was admitted is ever preempted. The alternatives of a request are
-admitted together, their prompt is read once. `cancel`, called between two steps, frees the slots at once.
+A plan is either prompts to read or one token for every running row and beam; with both waiting they take turns, so that
+neither arrivals nor running rows starve. Requests are admitted first in, first out, and only with all the slots that they
+take; a slot has place for the longest sequence, so nothing that was admitted is ever preempted. The alternatives of a request
+are admitted together, their prompt is read once; so is that of a beam search, whose beams share its slots. `cancel`, called
+between two steps, frees the slots at once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,20 @@ from typing import NamedTuple
 
 from engine.errors import GLMError
 from engine.glm.tokenizer import Tokenizer
-from engine.serving.protocol import Cancelled, Failed, Finished, Limits, Request, Result, Step, Token, check, uniform
+from engine.serving.beam import BeamSearch, Candidate
+from engine.serving.protocol import (
+    Cancelled,
+    Failed,
+    Finished,
+    Limits,
+    Request,
+    Result,
+    Search,
+    Step,
+    Token,
+    check,
+    uniform,
+)
 from engine.serving.text import TextStream
 
 
@@ -133,25 +147,55 @@ class Row:
         )
 
 
+class Outcome(NamedTuple):
+    """What came of a plan: a choice for each of `Plan.sampled_rows`; for each of its jobs that only scores the logprobs of its
+    choices; candidates for each of `Plan.searching_jobs`."""
+
+    choices: list[Choice]
+    scores: list[list[list[float]]]
+    candidates: list[list[Candidate]]
+
+
 @dataclass(slots=True, eq=False)
 class Job:
-    """A request that was admitted, and its rows (none when it only scores)."""
+    """A request that was admitted, and its rows or its search (neither when it only scores)."""
 
     request: Request
     rows: list[Row] = field(default_factory=list)
+    search: BeamSearch | None = None
     largest_batch: int = 0
+
+    @property
+    def slot(self) -> int | None:
+        """Where its prompt is read to."""
+        return self.rows[0].slot if self.rows else self.search.slots[0] if self.search is not None else None
+
+    def held_slots(self) -> list[int]:
+        """Its slots, without those of rows that have ended: they may be another's by now."""
+        own = [row.slot for row in self.rows if row.reason is None]
+        return own + list(self.search.slots if self.search is not None else ())
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step: `prompts` to read (their rows get a first token, choices are scored), or `rows` to take one token further."""
+    """One step: `prompts` to read (their rows or searches get a first token, choices are scored), or `rows`, and the searches
+    of `beams`, to take one token further."""
 
     prompts: tuple[Job, ...] = ()
     rows: tuple[Row, ...] = ()
+    beams: tuple[Job, ...] = ()
 
     def sampled_rows(self) -> list[Row]:
         """Rows that get a token in this step, in the order of their choices."""
         return [row for job in self.prompts for row in job.rows] if self.prompts else list(self.rows)
+
+    def searching_jobs(self) -> list[Job]:
+        """Jobs whose searches go a step further."""
+        return [job for job in self.prompts or self.beams if job.search is not None]
+
+    @property
+    def searches(self) -> list[BeamSearch]:
+        return [job.search for job in self.searching_jobs() if job.search is not None]
 
 
 class Scheduler:
@@ -164,6 +208,7 @@ class Scheduler:
         self._waiting: deque[Request] = deque()
         self._jobs: dict[str, Job] = {}  # admitted, by request id
         self._running: list[Row] = []  # read their prompt and not finished, by slot
+        self._searching: list[Job] = []  # the same
         self._free = list(range(limits.slots))  # a heap: low slots first keeps the batch in few contiguous pieces
         self._decode_next = False
 
@@ -201,15 +246,15 @@ class Scheduler:
 
     def plan(self) -> Plan | None:
         """The next step, or None when there is nothing to do."""
-        if self._running and (self._decode_next or not self._admissible()):
+        if (self._running or self._searching) and (self._decode_next or not self._admissible()):
             self._decode_next = False
-            return Plan(rows=tuple(self._running))
+            return Plan(rows=tuple(self._running), beams=tuple(self._searching))
         prompts = self._admit()
         self._decode_next = True
         return Plan(prompts=tuple(prompts)) if prompts else None
 
     def _admissible(self) -> bool:
-        return bool(self._waiting) and self._waiting[0].rows <= len(self._free)
+        return bool(self._waiting) and self._waiting[0].slots(self._limits.positions) <= len(self._free)
 
     def _admit(self) -> list[Job]:
         jobs: list[Job] = []
@@ -221,28 +266,30 @@ class Scheduler:
                 break
             self._waiting.popleft()
             job = Job(request)
-            for alternative in range(request.rows):
-                text = TextStream(self._tokenizer, request.sampling.stop, request.first_of_text)
-                job.rows.append(Row(job, alternative, heapq.heappop(self._free), text))
+            columns = self._limits.positions
+            slots = tuple(heapq.heappop(self._free) for _ in range(request.slots(columns)))
+            if request.sampling.beams is not None and not request.choices:
+                job.search = BeamSearch(request, slots, columns, self._tokenizer.end_ids, self._tokenizer)
+            else:
+                for alternative, slot in enumerate(slots):
+                    text = TextStream(self._tokenizer, request.sampling.stop, request.first_of_text)
+                    job.rows.append(Row(job, alternative, slot, text))
             self._jobs[request.id] = job
             jobs.append(job)
         return jobs
 
-    def book(self, plan: Plan, choices: list[Choice], scores: list[list[list[float]]]) -> Step:
-        """Write down what a plan brought: `choices` for `plan.sampled_rows()`, and for every job of the plan that only
-        scores, in order, the logprobs of each of its choices. Rows that end leave their slots."""
+    def book(self, plan: Plan, outcome: Outcome) -> Step:
+        """Write down what a plan brought. Rows and searches that end leave their slots."""
         step = Step()
         rows = plan.sampled_rows()
-        assert len(rows) == len(choices)
-        for row, choice in zip(rows, choices, strict=True):
+        batch = len(rows) + sum(search.rows for search in plan.searches)
+        for row, choice in zip(rows, outcome.choices, strict=True):
             job = row.job
             if self._jobs.get(job.request.id) is not job:
                 continue  # an alternative before it failed
-            job.largest_batch = max(job.largest_batch, len(rows))
+            job.largest_batch = max(job.largest_batch, batch)
             if not choice.finite:
-                self._drop(job)
-                message = "The model gave infinite or undefined numbers for this text."
-                step.ends.append(Failed(job.request.id, GLMError("non_finite_logits", message)))
+                self._fail(job, step)
                 continue
             self._book_token(row, choice, step)
             if row.reason is not None:
@@ -251,14 +298,19 @@ class Scheduler:
                     del self._jobs[job.request.id]
                     results = tuple(other.result() for other in job.rows)
                     step.ends.append(Finished(job.request.id, results, job.largest_batch))
+        for job, candidates in zip(plan.searching_jobs(), outcome.candidates, strict=True):
+            job.largest_batch = max(job.largest_batch, batch)
+            self._book_candidates(job, candidates, step)
         scored = [job for job in plan.prompts if job.request.choices]
-        for job, logprobs in zip(scored, scores, strict=True):
+        for job, logprobs in zip(scored, outcome.scores, strict=True):
             step.ends.append(self._book_scores(job, logprobs))
         alive = {*self._running, *rows}
         self._running = sorted(
             (row for row in alive if row.reason is None and self._jobs.get(row.job.request.id) is row.job),
             key=lambda row: row.slot,
         )
+        searching = dict.fromkeys((*self._searching, *plan.searching_jobs()))
+        self._searching = [job for job in searching if self._jobs.get(job.request.id) is job]
         return step
 
     def _book_token(self, row: Row, choice: Choice, step: Step) -> None:
@@ -281,6 +333,18 @@ class Scheduler:
             if rest:
                 step.tokens.append(Token(request.id, row.alternative, rest, None, None))
 
+    def _book_candidates(self, job: Job, candidates: list[Candidate], step: Step) -> None:
+        assert job.search is not None
+        if not all(candidate.finite for candidate in candidates):
+            self._fail(job, step)
+            return
+        job.search.book(candidates)
+        if job.search.done:
+            self._drop(job)
+            step.ends.append(Finished(job.request.id, job.search.results(), job.largest_batch))
+        elif beams := job.search.news():
+            step.searches.append(Search(job.request.id, beams))
+
     def _book_scores(self, job: Job, logprobs: list[list[float]]) -> Finished | Failed:
         request = job.request
         del self._jobs[request.id]
@@ -298,9 +362,14 @@ class Scheduler:
             results.append(Result(shown, tuple(values[: len(shown)]), tuple(text.pieces), "scored", end))
         return Finished(request.id, tuple(results), 1)
 
+    def _fail(self, job: Job, step: Step) -> None:
+        self._drop(job)
+        message = "The model gave infinite or undefined numbers for this text."
+        step.ends.append(Failed(job.request.id, GLMError("non_finite_logits", message)))
+
     def _drop(self, job: Job) -> None:
         del self._jobs[job.request.id]
-        for row in job.rows:
-            if row.reason is None:
-                heapq.heappush(self._free, row.slot)
+        for slot in job.held_slots():
+            heapq.heappush(self._free, slot)
         self._running = [row for row in self._running if row.job is not job]
+        self._searching = [other for other in self._searching if other is not job]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from engine.errors import GLMError
-from engine.serving.protocol import Cancelled, Finished, Limits, Request, Token
+from engine.serving.protocol import Cancelled, Finished, Limits, Request, Search, Token
 
 if TYPE_CHECKING:
     from engine.serving.member import Member
@@ -30,11 +30,12 @@ class Started:
     limits: Limits
 
 
-PoolEvent = Queued | Started | Token | Finished | Cancelled
+PoolEvent = Queued | Started | Token | Search | Finished | Cancelled
 
 
 class Stream:
-    """An asynchronous iterator over Queued*, Started, Token*, then Finished or Cancelled. An error is raised once, instead.
+    """An asynchronous iterator over Queued*, Started, Token* or (with beams) Search*, then Finished or Cancelled. An error is
+    raised once, instead.
 
     Nothing is cancelled by leaving the iteration: that is `Pool.cancel`.
     """
@@ -71,7 +72,9 @@ class Stream:
         assert not self.ended
         if isinstance(event, Queued) and self._events and isinstance(self._events[-1], Queued):
             self._events.pop()  # an old position is no news
-        elif isinstance(event, Token) and self.first_text_at is None:
+        elif isinstance(event, Search) and self._events and isinstance(self._events[-1], Search):
+            self._events.pop()
+        if isinstance(event, (Token, Search)) and self.first_text_at is None:
             self.first_text_at = time.monotonic()
         self._append(event)
 

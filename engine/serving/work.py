@@ -16,10 +16,23 @@ class Reading(NamedTuple):
     choices: tuple[tuple[int, ...], ...] = ()
 
 
+class Tree(NamedTuple):
+    """The last tokens of a search's live beams, read at the same position. The columns of `slots`, one slot behind the other,
+    hold the prompt's tokens, then all that the search has read: token i goes to place `first` + i behind the prompt, and
+    sees the prompt and the places in paths[i], its own among them."""
+
+    slots: tuple[int, ...]
+    prompt: int
+    first: int
+    position: int
+    tokens: tuple[int, ...]
+    paths: tuple[tuple[int, ...], ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Work:
     """First `clears` (slots) and `copies` (source slot, target slot, columns) in the cache; then prompts to read, or one
-    token of each row: token i goes to columns[i] of slots[i] (ascending), read at positions[i]."""
+    token of each row: token i goes to columns[i] of slots[i] (ascending), read at positions[i]; then those of the trees."""
 
     clears: tuple[int, ...] = ()
     copies: tuple[tuple[int, int, int], ...] = ()
@@ -28,3 +41,4 @@ class Work:
     tokens: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()
     positions: tuple[int, ...] = ()
+    trees: tuple[Tree, ...] = ()

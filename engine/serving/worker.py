@@ -31,6 +31,8 @@ from engine.serving.protocol import Cancel, Failed, Limits, Loaded, LoadFailed, 
 from engine.serving.scheduler import Scheduler
 
 if TYPE_CHECKING:
+    import torch
+
     from engine.glm.model import GLM
     from engine.serving.runner import Runner
     from engine.serving.sampling import Sampler
@@ -99,6 +101,7 @@ def load_runner(options: Options, announce: Callable[[Work], None] | None = None
     device = choose_device(options.device, options.tensor_parallel)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
     folder = resolve_model(options.folder)
+    check_memory(options, device)
     ranks = parallel.SINGLE
     if options.rendezvous is not None:
         ranks = parallel.connect(Path(options.rendezvous), options.rank, options.tensor_parallel, device)
@@ -111,6 +114,33 @@ def load_runner(options: Options, announce: Callable[[Work], None] | None = None
         return Runner(model, options.slots, model.config.positions, announce), model
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise GLMError("overloaded", f"There is not enough memory for {folder} on {device}.", field="model") from error
+
+
+def check_memory(options: Options, device: torch.device) -> None:
+    """GLMError overloaded, with a table, if there is no room for what is to be loaded; it is better than to be killed."""
+    import torch
+
+    from engine.glm.config import Config, resolve_model
+    from engine.glm.memory import free_memory
+    from engine.glm.plan import Machine, Wish, require
+
+    if device.type == "cpu":
+        if options.rank:
+            return  # rank 0 asks for all, before the others have anything: they wait for it to connect
+        machine = Machine(0, free_memory())
+    else:
+        machine = Machine(options.tensor_parallel, torch.accelerator.get_memory_info(device)[0], free_memory())
+    config = Config.load(resolve_model(options.folder))
+    wish = Wish(
+        options.precision,
+        options.quantize,
+        options.tensor_parallel,
+        options.offload,
+        options.weights_budget,
+        options.slots,
+        config.positions,
+    )
+    require(config, machine, wish)
 
 
 def choose_device(number: int | None, ranks: int):
@@ -143,7 +173,7 @@ def serve(engine: Engine, inbox: queue.SimpleQueue, connection: Connection) -> N
             connection.send(news)
         if plan is None:
             continue
-        step = scheduler.book(plan, *engine.runner.run(plan, engine.sampler, engine.end_ids))
+        step = scheduler.book(plan, engine.runner.run(plan, engine.sampler, engine.end_ids))
         if step:
             connection.send(step)
 
