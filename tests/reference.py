@@ -107,7 +107,7 @@ def vocabulary_file(tokens: dict[str, int]) -> bytes:
     pieces = [("<unk>", _UNKNOWN), ("<s>", _CONTROL), ("</s>", _CONTROL), ("<n>", NORMAL)]
     pieces += [(f"\u2581{number}", NORMAL) for number in range(first + len(pieces), tokens["[MASK]"])]
     model = b"".join(sentencepiece_file.piece(text, 0.0, kind) for text, kind in pieces)
-    normaliser = b"\x0a\x08identity\x18\x00\x20\x00"  # name, no space in front, none removed
+    normaliser = b"\x0a\x08identity\x18\x01\x20\x01"  # name, a space in front, no more than one
     return model + b"\x1a" + bytes([len(normaliser)]) + normaliser
 
 

@@ -26,7 +26,9 @@ from engine.serving.pool import Pool
 from engine.serving.protocol import LoadFailed, Options, Ready, Sampling
 from engine.serving.replica import PACKAGE_ROOT, Death, Replica
 from engine.serving.run import Run
+from tests.conftest import SMALL_REFERENCE
 from tests.lively import make_lively_model
+from tests.reference import convert
 from tests.server import LIVELY, Client, Program, eventually
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -338,3 +340,26 @@ async def test_the_program_serves_on_two_ranks_and_survives_either(long_model: P
     assert (output, running.process.returncode) == ("", 0)
     assert eventually(lambda: not any(worker.is_running() for worker in workers), "the ranks leave too")
     assert errors.count("rank 1 ended with signal 9") == errors.count("rank 0 ended with signal 9") == 1
+
+
+async def test_a_converted_checkpoint_is_served_on_two_ranks_and_survives_either(tmp_path: Path) -> None:
+    """From the files of two ranks as GLM-130B's own tool wrote them to a server that says what GLM-130B's own code said."""
+    [recorded, *_] = json.loads((SMALL_REFERENCE / "fill_blanks.json").read_text())
+    assert recorded["robust"] and recorded["params"]["top_k"] == 1
+    expected = " ".join(map(str, recorded["blanks"][0][0][:8]))
+    folder = convert(SMALL_REFERENCE, "tiny-mp2", tmp_path / "converted")
+    running = Program(folder, tmp_path / "glm.db", "--tensor-parallel", "2", "--log-level", "error")
+    parameters = {"temperature": 0, "max_new_tokens": 8}
+    message = {"type": "fill", "text": recorded["raw_text"], "parameters": parameters}
+    try:
+        running.wait_until_ready()
+        async with Client(running) as client:
+            for rank in (None, 1, 0):
+                if rank is not None:
+                    sorted(running.workers(), key=lambda worker: worker.create_time())[rank].kill()
+                events = await client.run(message)  # waits for the new ranks
+                [first, _] = [event for event in events if event["type"] == "blank"]
+                assert first["text"].strip() == expected and events[-1]["type"] == "done"
+    finally:
+        running.stop()
+    assert running.process.returncode == 0
