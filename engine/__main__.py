@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import sys
 
 SUMMARIES = {
@@ -15,20 +14,20 @@ SUMMARIES = {
     "bench": "how fast a model runs here, its weights in memory or streamed from disk",
     "train": "train a model by a recipe, or resume a run",
     "report": "what a trained model answers, and its score on held-out questions",
+    "compare": "what a model loses with its weights in fewer bits, as a table",
 }
 
 
 def main(arguments: list[str]) -> int:
     """Run a command; returns the exit status. 2 is a mistake in the arguments, told in a sentence."""
-    commands = {name: text for name, text in SUMMARIES.items() if importlib.util.find_spec(f"engine.commands.{name}")}
-    lines = [f"  {name:10} {text}" for name, text in commands.items()]
+    lines = [f"  {name:10} {text}" for name, text in SUMMARIES.items()]
     usage = "\n".join(
         ["usage: python -m engine COMMAND ...", "", "commands:", *lines, "", "COMMAND --help tells more.", ""]
     )
     if arguments and arguments[0] in ("-h", "--help"):
         sys.stdout.write(usage)
         return 0
-    if not arguments or arguments[0] not in commands:
+    if not arguments or arguments[0] not in SUMMARIES:
         problem = f"There is no command {arguments[0]!r}." if arguments else "A command is missing."
         sys.stderr.write(f"{problem}\n{usage}")
         return 2

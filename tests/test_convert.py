@@ -23,8 +23,9 @@ from engine.commands import convert as command
 from engine.commands.progress import Progress
 from engine.errors import GLMError
 from engine.glm import checkpoint, config, sat
-from engine.glm.config import Config, Quantization, weights_hash
-from engine.glm.sat import Converted, convert
+from engine.glm.config import CHAT, Config, Quantization, weights_hash
+from engine.glm.folder_writer import Written
+from engine.glm.sat import convert
 from tests import sat_files
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -90,6 +91,7 @@ def test_plain_weights(whole: dict[str, torch.Tensor], ranks: int, tmp_path: Pat
         sat_files.VOCABULARY,
         2048,
         rotary_precision="fp16",
+        chat=CHAT,
     )
     assert Config.load(made.folder) == made.config
     assert made.sha256 == weights_hash(made.folder)
@@ -567,7 +569,7 @@ def killed(source: Path, out: Path) -> None:
     assert not (out / "config.json").exists() and not (out / "model-00003-of-00004.safetensors").exists()
 
 
-def again(source: Path, out: Path, **options: int) -> tuple[Converted, list[str], str]:
+def again(source: Path, out: Path, **options: int) -> tuple[Written, list[str], str]:
     """What the next run does, and what it tells."""
     steps: list[str] = []
     told: list[str] = []

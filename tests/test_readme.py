@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings, flag
+from engine.__main__ import SUMMARIES
+from engine.commands.plan import hardware_table
+from engine.glm.config import PRESETS
 from engine.serving import events
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -35,7 +38,7 @@ def test_every_setting_is_in_the_table_with_its_default(name: str) -> None:
 
 def test_every_flag_in_the_readme_exists() -> None:
     known = set(re.findall(r"--[a-z][a-z-]+", run("app", "--help").stdout))
-    for command in ("generate", "train", "report"):
+    for command in ("generate", "convert", "export", "quantize", "plan", "bench", "compare", "train", "report"):
         known |= set(re.findall(r"--[a-z][a-z-]+", run("engine", command, "--help").stdout))
     known |= {"--index-url", "--reference", "--nproc-per-node"}  # pip's, pytest's, torchrun's
     for command in ("migrate", "stats"):
@@ -67,3 +70,11 @@ def test_every_link_and_picture_is_there() -> None:
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in target]
     assert targets
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_hardware_table_is_what_plan_prints() -> None:
+    assert hardware_table(PRESETS["glm-130b"]).strip() in README
+
+
+def test_every_engine_command_is_in_the_readme() -> None:
+    assert {command for command in SUMMARIES if f"python -m engine {command} " not in README.replace("\n", " ")} == set()

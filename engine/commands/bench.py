@@ -199,7 +199,8 @@ def _random(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[O
     if options.offload == "host":
         with contextlib.closing(files):
             tensors = [model.read_layer(files, number).tensors for number in range(count)]
-        model.settle(HostSource((tensors[number] for number in layers), torch.device("cpu")), options.weights_budget)
+        source = HostSource(lambda number: tensors[layers[number]], model.form, torch.device("cpu"))
+        model.settle(source, options.weights_budget)
     else:
         model.settle(files, options.weights_budget if options.offload == "disk" else offload.ALL)
     return model.eval(), {"weights": "random", "distinct_layers": count}

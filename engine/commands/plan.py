@@ -73,7 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model", default="glm-130b", help=f'{", ".join(PRESETS)}, "embedded" or a model folder (default: glm-130b)')
     add("--gpus", type=int, default=0, help="default: 0, the CPU computes")
-    add("--gpu-memory", metavar="SIZE", help="of each GPU, as its maker says: 40GiB")
+    add("--gpu-memory", metavar="SIZE", help="of each GPU, as its maker says: 40GiB; 97%% of it are counted")
     add("--memory", metavar="SIZE", help="of the host, that is free (default: without --gpus what this machine has free, "
         "with them as much as it takes)")  # fmt: skip
     add("--precision", choices=sorted(planning.BYTES), help="default: fp16 on GPUs, fp32 without")
@@ -222,7 +222,7 @@ def _text(found: Plan, others: list[Plan]) -> str:
         lines.append(f"{speed} (an estimate from bandwidth)")
     else:
         lines += ["", "what would fit:" if others else "nothing near would fit"]
-        lines += [f"  {_choice(other, found)}: about {_speed(other, 1)}" for other in others]
+        lines += [f"  {_choice(other, found)}" for other in others]
     return "\n".join(lines) + "\n"
 
 
@@ -231,9 +231,10 @@ def _line(name: str, size: str) -> str:
 
 
 def _choice(other: Plan, found: Plan) -> str:
-    """What to say instead."""
+    """What to say instead, and what comes of it."""
     gpus = f"--gpus {other.machine.gpus} " if other.machine.gpus != found.machine.gpus else ""
-    return gpus + flags(other, found.wish)
+    host = f", with {format_size(other.host)} of host memory" if other.host else ""
+    return f"{gpus}{flags(other, found.wish)}: about {_speed(other, 1)}{host}"
 
 
 def _speed(found: Plan, rows: int) -> str:
@@ -247,15 +248,17 @@ def _number(value: float) -> str:
 
 def hardware_table(config: Config) -> str:
     """Common machines, in Markdown: the most exact weights that fit each, what that takes, and how fast it may be."""
+    tokens = min(2048, config.positions)
     lines = [
-        "| machine | weights | layers wait in | memory of each GPU | requests at a time | tokens/s of one | of all |",
+        f"| machine | weights | layers wait in | memory of each GPU | requests of {tokens} tokens at a time "
+        "| tokens/s of one, about | of all, about |",
         "| --- | --- | --- | ---: | ---: | ---: | ---: |",
     ]
     for gpus, name, size, bandwidth, offload in HARDWARE:
         machine = Machine(gpus, int(GPU_USABLE * size * GIB), None, bandwidth, name=name)
         for quantize in (None, "int8", "int4"):
             split = largest_split(config, quantize, gpus)
-            wish = Wish("fp16", quantize, split, offload, tokens=min(2048, config.positions))
+            wish = Wish("fp16", quantize, split, offload, tokens=tokens)
             found = planning.plan(config, machine, wish)
             if found.fits:
                 lines.append(_row(found))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from engine.errors import GLMError
 from engine.glm.config import Config
 from engine.glm.model import GLM
+from engine.glm.packed import pack
 from engine.glm.parallel import COLUMNS, SINGLE, Ranks, partition, scale_slice, slices
 from engine.glm.quantize import quantize_weight
 
@@ -37,6 +39,7 @@ def load(
     config = serving_config(folder, ranks, quantize)
     model = GLM(config, device=device, dtype=dtype, ranks=ranks)
     fill(model, Weights(folder))
+    pack(model, dtype, model.device)
     return model.eval()
 
 
@@ -68,10 +71,17 @@ def fill(model: GLM, weights: Weights, prefix: str = "") -> None:
                 assert quantized is not None
                 part = weights.part(name, model.ranks).to(wanted[name].device)
                 numbers, scale = quantize_weight(part, quantized.bits, wanted[scales].shape[1])
+                check_finite(name, scale)
                 _put(name, wanted[name], numbers)
                 _put(scales, wanted[scales], scale)
             else:
                 _put(name, wanted[name], weights.part(name, model.ranks))
+
+
+def check_finite(name: str, scale: torch.Tensor) -> None:
+    """GLMError bad_model if the scales of a matrix say that it had numbers that can't be quantised."""
+    if not torch.isfinite(scale).all():
+        raise GLMError("bad_model", f"{name} is not finite in fp16: it can't be quantised.", field="model")
 
 
 def _put(name: str, target: torch.Tensor, source: torch.Tensor) -> None:
@@ -116,6 +126,23 @@ class Weights:
             pieces = [view[index] for index in slices(how, shape, ranks.rank, ranks.size)]
             return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
+    def described(self, name: str) -> tuple[str, tuple[int, ...]]:
+        """The type of a tensor, as the format names it, and its shape."""
+        path = self._files[name]
+        with self._reading(path):
+            view = self._handle(path).get_slice(name)
+            return view.get_dtype(), tuple(view.get_shape())
+
+    def blocks(self, name: str, numbers: int) -> Iterator[torch.Tensor]:
+        """A whole tensor some rows at a time, of about so many numbers. GLMError bad_model."""
+        path = self._files[name]
+        with self._reading(path):
+            view = self._handle(path).get_slice(name)
+            count, *row = view.get_shape()
+            step = max(1, numbers // math.prod(row))
+            for first in range(0, count, step):
+                yield view[first : first + step]
+
     def release(self) -> None:
         """Unmap the files: what was read of them counts as this process's memory until then. Reading maps them again."""
         self._open.clear()
@@ -152,6 +179,7 @@ def save(
     tokenizer: the vocabulary file to copy; about: a few words for the file's own metadata (string to string).
     Error: bad_model if a weight is not finite in `dtype`.
     """
+    assert model.config.quantization is None  # quantised weights are no parameters: see quantize_folder.py
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
     tensors = {}

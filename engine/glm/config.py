@@ -68,13 +68,21 @@ class Quantization:
         return f"int{self.bits}" + (f"-g{self.group}" if self.group else "")
 
     def groups(self, columns: int, split_columns: bool) -> int:
-        """Scales a row for a whole matrix of so many columns. GLMError bad_model where they don't come out even."""
-        count = columns / self.group if self.group else self.shards if split_columns else 1
-        if count != int(count) or columns % int(count):
-            raise GLMError(
-                "bad_model", f"{columns} columns can't be quantised in groups of {self.group}.", field="group"
+        """Scales a row for a whole matrix of so many columns. GLMError bad_model, unsupported where they don't come out even."""
+        count = self.shards if split_columns else 1
+        if self.group:
+            count = columns // self.group
+            if count * self.group != columns:
+                message = f"{columns} columns can't be quantised in groups of {self.group}."
+                raise GLMError("bad_model", message, field="group")
+        elif columns % count:
+            raise GLMError("bad_model", f"{columns} columns can't be quantised in {count} parts.", field="shards")
+        if self.bits == 4 and columns // count % 2:
+            message = (
+                f"int4 stores two columns in a byte: {columns} in {count} parts are an odd number of columns in each."
             )
-        return int(count)
+            raise GLMError("unsupported", message, field="quantize")
+        return count
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +192,9 @@ CHAT = ChatFormat("question-answer")
 PRESETS = {
     config.name: config
     for config in (
-        Config("glm-130b", 70, 12288, 32768, 96, 150528, 2048, rotary_precision="fp16", num_image_tokens=20000),
+        Config(
+            "glm-130b", 70, 12288, 32768, 96, 150528, 2048, rotary_precision="fp16", num_image_tokens=20000, chat=CHAT
+        ),
         Config("glm-330m", 24, 1024, 2816, 16, 20000, 2048, chat=CHAT),
         Config("glm-base", 12, 768, 2048, 12, 32768, 1024, chat=CHAT),
         Config("glm-embedded", 6, 320, 896, 8, 10048, 512, chat=CHAT),

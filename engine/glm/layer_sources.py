@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +33,9 @@ class FileSource:
                     raise GLMError("bad_model", f"layers.{number}.{name} has the shape {shapes}.", field="model")
         largest = max(layer[name].size for layer in layers for name in form)
         self.staging = min(PIECE, largest) + 2 * ALIGNMENT
+
+    def keep(self, layers: Iterable[int]) -> None:
+        """See layer_stream.Source: they are in their files."""
 
     def parts(self, layer: int, buffer: Buffer) -> Iterator[Piece]:
         """See layer_stream.Source."""
@@ -84,29 +87,35 @@ class HostPart:
 
 
 class HostSource:
-    """Layers in host memory, in page-locked memory if they are for an accelerator."""
+    """Layers in host memory, in page-locked memory if they are for an accelerator.
 
-    def __init__(self, layers: Iterator[Mapping[str, Tensor]], device: torch.device) -> None:
-        self._layers = [
-            {
-                name: tensor.cpu() if device.type == "cpu" else tensor.cpu().pin_memory()
-                for name, tensor in layer.items()
-            }
-            for layer in layers
-        ]
-        self.form: Form = form_of(self._layers[0])
-        self.staging = 0
+    read: a layer's tensors. Layers that `keep` isn't called for are read each time that they are asked for.
+    """
+
+    def __init__(self, read: Callable[[int], Mapping[str, Tensor]], form: Form, device: torch.device) -> None:
+        self.form, self.staging = form, 0
+        self._read, self._locked = read, device.type != "cpu"
+        self._layers: dict[int, Mapping[str, Tensor]] = {}
+
+    def keep(self, layers: Iterable[int]) -> None:
+        """See layer_stream.Source."""
+        for number in layers:
+            found = {name: tensor.cpu() for name, tensor in self._read(number).items()}
+            self._layers[number] = (
+                {name: tensor.pin_memory() for name, tensor in found.items()} if self._locked else found
+            )
 
     def parts(self, layer: int, buffer: Buffer) -> Iterator[HostPart]:
         """See layer_stream.Source."""
+        waiting = self._layers.get(layer) or self._read(layer)
         for name, tensor in buffer.tensors.items():
             step = PIECE // tensor.element_size()
-            sources = self._layers[layer][name].view(-1).split(step)
+            sources = waiting[name].view(-1).split(step)
             yield from itertools.starmap(HostPart, zip(sources, tensor.view(-1).split(step), strict=True))
 
     def close(self) -> None:
         """Forget the layers."""
-        self._layers = []
+        self._layers = {}
 
 
 def form_of(tensors: Mapping[str, Tensor]) -> Form:

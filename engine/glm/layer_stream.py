@@ -21,6 +21,7 @@ from torch import Tensor
 from engine.glm.config import Config
 from engine.glm.direct_reader import ALIGNMENT, aligned_bytes, round_up
 from engine.glm.model import Layer
+from engine.glm.packed import pack
 from engine.glm.parallel import Ranks
 
 READERS = 2  # one reads while the other copies or hands on
@@ -45,6 +46,9 @@ class Source(Protocol):
     form: Form
     staging: int
 
+    def keep(self, layers: Iterable[int]) -> None:
+        """These layers will be asked for again and again."""
+
     def parts(self, layer: int, buffer: Buffer) -> Iterable[Part]: ...
 
     def close(self) -> None: ...
@@ -68,6 +72,7 @@ class Buffer:
             else:
                 self.tensors[name] = torch.empty(shape, dtype=kind, device=device)
         self.layer = Layer(config, 0, ranks, device="meta", dtype=dtype)
+        pack(self.layer, dtype, device)
         self.layer.load_state_dict(self.tensors, assign=True)
         self.layer.requires_grad_(False).eval()
         # Of a stream:

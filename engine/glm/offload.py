@@ -24,6 +24,7 @@ from engine.glm.layer_files import places
 from engine.glm.layer_sources import FileSource, HostSource, form_of, model_layers, prepared_layers
 from engine.glm.layer_stream import READERS, Buffer, Form, LayerStream, Source, layer_size, staging_buffer
 from engine.glm.model import GLM, Embedding, Layer
+from engine.glm.packed import is_repacked, pack
 from engine.glm.parallel import SINGLE, Ranks
 from engine.glm.prepared import prepare, ready_layer
 from engine.glm.size import format_size
@@ -36,20 +37,28 @@ class OffloadedGLM(GLM):
     """A GLM whose layers are streamed, apart from the first `pinned`. Those that are streamed have no weights as modules.
 
     Made without any weights: `make_ends` makes room for those of embedding and last LayerNorm, which the caller fills;
-    `settle` brings the layers. `close` ends it.
+    `settle` brings the layers. `close` ends it. device: the one that computes.
     """
 
-    def __init__(self, config: Config, *, dtype: torch.dtype, ranks: Ranks = SINGLE) -> None:
+    def __init__(
+        self, config: Config, *, dtype: torch.dtype, device: torch.device | str = "cpu", ranks: Ranks = SINGLE
+    ) -> None:
         super().__init__(config, device="meta", dtype=dtype, ranks=ranks)
+        self._device = torch.device(device)
+        pack(self.layers, dtype, self._device)
         self.pinned = 0
         self._kept: list[Buffer] = []
         self._through = 0  # bytes
         self._source: Source | None = None
         self._stream: LayerStream | None = None
 
-    def make_ends(self, embedding: torch.dtype, device: torch.device) -> None:
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def make_ends(self, embedding: torch.dtype) -> None:
         """embedding: the type of its numbers; it is large, and rows of it are converted when they are needed."""
-        config, rows = self.config, self.config.vocabulary // self.ranks.size
+        config, device, rows = self.config, self.device, self.config.vocabulary // self.ranks.size
         norm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon, device=device, dtype=self.dtype)
         self.word_embeddings = Embedding(rows, config.hidden, device=device, dtype=embedding).requires_grad_(False)
         self.final_layernorm = norm.requires_grad_(False)
@@ -85,6 +94,7 @@ class OffloadedGLM(GLM):
             self._kept.append(buffer)
             self.layers[number] = buffer.be(number)
         if not whole:
+            source.keep(range(self.pinned, count))
             buffers = [self._buffer(source.form) for _ in range(BUFFERS)]
             self._kept += buffers
             self._stream = LayerStream(source, buffers, self.pinned, count, self.device)
@@ -160,10 +170,10 @@ def load(
     device = torch.device(device)
     weights = Weights(folder)
     config = serving_config(folder, ranks, quantize)
-    model = OffloadedGLM(config, dtype=dtype, ranks=ranks)
+    model = OffloadedGLM(config, dtype=dtype, device=device, ranks=ranks)
     _check_names(model, weights)
     stored = _stored_type(weights, "word_embeddings.weight")
-    model.make_ends(stored if stored.itemsize < dtype.itemsize else dtype, device)
+    model.make_ends(stored if stored.itemsize < dtype.itemsize else dtype)
     fill(model, weights, "word_embeddings.")
     fill(model, weights, "final_layernorm.")
     model.settle(_source(folder, weights, model, place, cache), budget)
@@ -173,10 +183,11 @@ def load(
 def _source(folder: Path, weights: Weights, model: OffloadedGLM, place: str, cache: Path | None) -> Source:
     config, device = model.config, model.device
     if place == "host":
-        return HostSource((ready_layer(model, weights, number, device) for number in range(config.layers)), device)
+        return HostSource(lambda number: ready_layer(model, weights, number, device), model.form, device)
     assert place == "disk", place
     # Whole layers in the types of a Layer, or types that convert to them without loss of time: the files serve as they are.
-    if model.ranks.size == 1 and (config.quantization is None or (weights.quantized and config.quantization.bits == 8)):
+    as_stored = not is_repacked(model.layers[0]) if weights.quantized else config.quantization is None
+    if model.ranks.size == 1 and as_stored:
         layers = model_layers(weight_files(folder), config.layers)
         return FileSource(layers, model.form)
     layers = prepared_layers(prepare(folder, weights, model, device, cache))

@@ -22,13 +22,12 @@ BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
 GPU_USABLE = 0.97  # of the memory that a card is sold with, beside its driver
 GPU_PROCESS = 1 << 30  # context, libraries' buffers, fragments
 CPU_PROCESS = 400 << 20  # Python and torch, 235 MiB; the vocabulary; buffers of torch's libraries
-STAGING = 2 * (9 << 20)  # two readers' buffers
+READERS, PIECE, PAGE = 2, 8 << 20, 4096  # of layers that are streamed (layer_stream.py, direct_reader.py)
 PREFILL_TOKENS = 512  # the pool's default
 SAMPLER = 48  # bytes of a row for each token of the vocabulary: logits of all ranks, then fp32 and fp64 copies of them
 # Memory of a pass for each byte that is alive at its height: allocators keep what was freed, and matrix products pack their
 # operands. Between 1.3 and 1.7 was measured on CPUs.
 KEPT = 1.75
-PAGE = 4096
 # Seconds that a layer costs beside its matrices: launches, and two exchanges where there are several ranks.
 LAYER_OVERHEAD = 200e-6
 EXCHANGE = 30e-6
@@ -168,27 +167,22 @@ def plan(config: Config, machine: Machine, wish: Wish) -> Plan:
     process = GPU_PROCESS if machine.gpus else CPU_PROCESS
     available = int(machine.memory) if machine.gpus else machine.memory // size
     pinned, resident, waiting, host, disk = config.layers, layers, 0, 0, 0
+    if offloaded:
+        room = available - embedding - cache - workspace - process
+        buffer = sum(map(_buffer_bytes, tensors))
+        through = READERS * PAGE if wish.offload == "host" else READERS * (min(PIECE, max(tensors)) + 4 * PAGE)
+        if wish.weights_budget is not None:
+            _check_budget(config, wish.weights_budget, embedding + min(2, config.layers) * sum(tensors), through)
+            room = wish.weights_budget - embedding
+        resident = config.layers * buffer
+        if room < resident and 2 * buffer + through < resident:
+            pinned = max(0, (room - through) // buffer - 2)
+            resident = (pinned + 2) * buffer + through
     if wish.offload == "host":
         if machine.gpus:
-            host = config.layers * size * sum(map(_pinned_bytes, tensors))
-        else:  # it is the same memory, and nothing is gained
-            waiting = layers
-    if offloaded:
-        room = available - embedding - waiting - cache - workspace - process
-        if wish.weights_budget is not None:
-            smallest = embedding + min(2, config.layers) * sum(tensors)
-            if wish.weights_budget < smallest:
-                message = (
-                    f"A weights budget of {format_size(wish.weights_budget)} is too small: {config.name} needs "
-                    f"{format_size(smallest + STAGING)}, for its embedding and two layers at a time."
-                )
-                raise GLMError("bad_request", message, field="weights_budget", limit=smallest + STAGING)
-            room = min(room, wish.weights_budget - embedding)
-        buffer = sum(map(_buffer_bytes, tensors))
-        resident = config.layers * buffer
-        if room < resident and 2 * buffer + STAGING < resident:
-            pinned = max(0, (room - STAGING) // buffer - 2)
-            resident = (pinned + 2) * buffer + STAGING
+            host = (config.layers - pinned) * size * sum(map(_pinned_bytes, tensors))
+        elif pinned < config.layers:  # it is the same memory, and nothing is gained; two more layers while they are read
+            waiting = (config.layers - pinned + 2) * sum(tensors)
     if wish.offload == "disk":
         disk = layers * size
     return Plan(
@@ -197,14 +191,19 @@ def plan(config: Config, machine: Machine, wish: Wish) -> Plan:
     )  # fmt: skip
 
 
+def _check_budget(config: Config, budget: int, smallest: int, through: int) -> None:
+    """GLMError bad_request for one that offload.load will refuse; for one that is nearly too small it knows better."""
+    if budget < smallest:
+        message = (
+            f"A weights budget of {format_size(budget)} is too small: {config.name} needs "
+            f"{format_size(smallest + through)}, for its embedding and two layers at a time."
+        )
+        raise GLMError("bad_request", message, field="weights_budget", limit=smallest + through)
+
+
 def reads_quantized(machine: Machine, precision: str) -> bool:
     """Whether products are computed from whole numbers as they are stored, or nearly: torch's kernels for CPUs (packed.py)."""
     return machine.gpus == 0 and precision == "bf16"
-
-
-def layer_bytes(config: Config, size: int, number: int, *, packed: bool = False) -> int:
-    """One rank's part of one layer, of `size` ranks. See layer_tensors."""
-    return sum(layer_tensors(config, size, number, packed=packed))
 
 
 def layer_tensors(config: Config, size: int, number: int, *, packed: bool = False) -> list[int]:

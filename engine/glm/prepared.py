@@ -22,7 +22,9 @@ from engine.errors import GLMError
 from engine.glm import layer_files
 from engine.glm.checkpoint import Weights, fill
 from engine.glm.config import weights_hash
+from engine.glm.layer_sources import form_of
 from engine.glm.model import GLM, Layer
+from engine.glm.packed import pack
 from engine.glm.size import format_size
 
 _RESERVE = 1 << 30  # bytes of the disk that are left to others
@@ -32,7 +34,8 @@ def key(folder: Path, model: GLM, device: torch.device) -> str:
     """What the prepared form depends on, in 16 letters."""
     config, ranks = model.config, model.ranks
     machine = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else device.type
-    what = (weights_hash(folder), config.quantization, ranks.rank, ranks.size, model.dtype, torch.__version__, machine)
+    form = form_of(model.layers[0].state_dict())
+    what = (weights_hash(folder), config.quantization, ranks.rank, ranks.size, form, torch.__version__, machine)
     return hashlib.sha256(repr(what).encode()).hexdigest()[:16]
 
 
@@ -58,13 +61,14 @@ def prepare(folder: Path, weights: Weights, model: GLM, device: torch.device, ca
 
 
 def ready_layer(model: GLM, weights: Weights, number: int, device: torch.device) -> dict[str, Tensor]:
-    """The tensors of a layer as it computes, read from a model folder. model: of the same config, for its names."""
+    """The tensors of a layer as it computes on a device, read from a model folder. model: of the same config, for its names."""
     waiting = model.layers[number]
     model.layers[number] = layer = Layer(model.config, number, model.ranks, device=device, dtype=model.dtype)
     try:
         fill(model, weights, f"layers.{number}.")
     finally:
         model.layers[number] = waiting
+    pack(layer, model.dtype, device)
     return layer.state_dict()
 
 

@@ -3,10 +3,13 @@
 The numbers are GLM-130B's own: scale = fp16(largest magnitude / 127 or / 7), q = round-half-even(fp16(weight / scale)), and the
 weight stands for fp16(q * scale). Four bits: the column 2j in the high nibble of byte j, 2j+1 in the low one. A scale covers
 columns / groups columns of a row. Activations are never rounded to whole numbers, biases are kept.
+
+Everything here goes some rows of a matrix at a time: beside the quantised weight little memory is needed.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,25 +17,36 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 LARGEST = {8: 127, 4: 7}
+ROWS = 2048  # of a matrix at a time, at most
+_CACHED = 1 << 22  # numbers at a time on a CPU: what its caches hold
+
+# (states, weight, weight_scale) -> states times the transposed weight
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 def quantize_weight(weight: Tensor, bits: int, groups: int = 1) -> tuple[Tensor, Tensor]:
-    """(rows, columns) floats -> int8 (rows, columns), or (rows, columns / 2) for 4 bits, and scales fp16 (rows, groups)."""
+    """(rows, columns) floats -> int8 (rows, columns), or (rows, columns / 2) for 4 bits, and scales fp16 (rows, groups).
+
+    A row with a number that isn't finite in fp16 has a scale that isn't either.
+    """
     rows, columns = weight.shape
-    grouped = weight.to(torch.float16).view(rows, groups, columns // groups)
-    scale = grouped.abs().amax(dim=-1, keepdim=True) / LARGEST[bits]
-    # A row of zeros has no scale: it stays zeros.
-    numbers = (grouped / scale.masked_fill(scale == 0, 1)).round().clamp(-LARGEST[bits], LARGEST[bits])
-    numbers = numbers.to(torch.int8).view(rows, columns)
-    return (pack_nibbles(numbers) if bits == 4 else numbers), scale.view(rows, groups)
+    numbers = torch.empty(rows, columns * bits // 8, dtype=torch.int8, device=weight.device)
+    scales = torch.empty(rows, groups, dtype=torch.float16, device=weight.device)
+    for some in row_blocks(weight, columns):
+        grouped = weight[some].to(torch.float16).unflatten(1, (groups, -1))
+        scale = grouped.abs().amax(dim=-1, keepdim=True) / LARGEST[bits]
+        # A row of zeros has no scale: it stays zeros.
+        found = (grouped / scale.masked_fill(scale == 0, 1)).round_().clamp_(-LARGEST[bits], LARGEST[bits])
+        found = found.to(torch.int8).flatten(1)
+        numbers[some] = pack_nibbles(found) if bits == 4 else found
+        scales[some] = scale.squeeze(-1)
+    return numbers, scales
 
 
 def dequantize_weight(numbers: Tensor, scale: Tensor, bits: int) -> Tensor:
     """The weight that is stood for, fp16 (rows, columns)."""
     numbers = unpack_nibbles(numbers) if bits == 4 else numbers
-    rows, columns = numbers.shape
-    grouped = numbers.view(rows, scale.shape[1], -1).to(torch.float16)
-    return (grouped * scale[:, :, None]).view(rows, columns)
+    return numbers.to(torch.float16).unflatten(1, (scale.shape[1], -1)).mul_(scale[:, :, None]).flatten(1)
 
 
 def pack_nibbles(numbers: Tensor) -> Tensor:
@@ -42,11 +56,33 @@ def pack_nibbles(numbers: Tensor) -> Tensor:
 
 def unpack_nibbles(packed: Tensor) -> Tensor:
     """The inverse of `pack_nibbles`."""
-    return torch.stack((packed >> 4, (packed << 4) >> 4), dim=-1).flatten(1)
+    # Both numbers of a byte as the two bytes of a word, the first one in its low byte: faster than to interleave them.
+    words = packed.to(torch.int16)
+    second = (words << 12).bitwise_right_shift_(4)
+    return words.bitwise_right_shift_(4).bitwise_and_(0xFF).bitwise_or_(second).view(torch.int8)
+
+
+def exact_product(states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """(..., columns) -> (..., rows) with the weight that is stood for, in the states' type. On any device."""
+    bits = 8 * weight.shape[1] // states.shape[-1]
+    product = states.new_empty(*states.shape[:-1], len(weight))
+    for some in row_blocks(weight, states.shape[-1]):
+        product[..., some] = F.linear(states, dequantize_weight(weight[some], scale[some], bits).to(states.dtype))
+    return product
+
+
+def row_blocks(matrix: Tensor, columns: int) -> Iterator[slice]:
+    """The rows of a matrix, with so many columns when it is written out, in blocks."""
+    step = min(ROWS, max(1, _CACHED // columns)) if matrix.device.type == "cpu" else ROWS
+    for first in range(0, len(matrix), step):
+        yield slice(first, first + step)
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer with a quantised weight. Made empty: checkpoint.load fills `weight`, `weight_scale` and `bias`."""
+    """A linear layer with a quantised weight. Made empty: checkpoint.load fills `weight`, `weight_scale` and `bias`.
+
+    compute: the product; packed.pack chooses another one, for which weight and scales may change their form.
+    """
 
     def __init__(
         self,
@@ -59,7 +95,8 @@ class QuantizedLinear(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.bits = bits
+        self.columns, self.rows, self.bits, self.groups = columns, rows, bits, groups
+        self.compute: Product = exact_product
         factory: dict[str, Any] = {"device": device}
         self.register_buffer("weight", torch.empty(rows, columns * bits // 8, dtype=torch.int8, **factory))
         self.register_buffer("weight_scale", torch.empty(rows, groups, dtype=torch.float16, **factory))
@@ -67,7 +104,7 @@ class QuantizedLinear(nn.Module):
 
     def product(self, states: Tensor) -> Tensor:
         """Without the bias."""
-        return F.linear(states, dequantize_weight(self.weight, self.weight_scale, self.bits).to(states.dtype))
+        return self.compute(states, self.weight, self.weight_scale)
 
     def forward(self, states: Tensor) -> Tensor:
         return self.product(states) + self.bias

@@ -82,8 +82,8 @@ def fill(name: str, tensor: Tensor, generator: numpy.random.Generator) -> None:
 
 
 def random_ends(model: OffloadedGLM) -> None:
-    """Embedding, in fp16 as model folders have it, and last LayerNorm, in memory."""
-    model.make_ends(torch.float16, torch.device("cpu"))
+    """Embedding, in 16 bits as offload.load has it of a model folder in fp16, and last LayerNorm, in memory."""
+    model.make_ends(torch.float16 if model.dtype.itemsize > 2 else model.dtype)
     generator = numpy.random.Generator(numpy.random.SFC64())
     for name, parameter in model.named_parameters():
         if not parameter.is_meta:

@@ -11,7 +11,7 @@ import numpy as np
 
 from engine.errors import GLMError
 from engine.glm import foreign
-from engine.glm.config import PRESETS, Config, Quantization
+from engine.glm.config import CHAT, PRESETS, Config, Quantization
 from engine.glm.parallel import COLUMNS, HALVES, WHOLE, partition
 from engine.glm.sat_file import Rows, TorchFile
 from engine.glm.sat_layout import INVERSE_FREQUENCIES, PREFIX, Entry, entries, rank_file, rank_shape
@@ -117,6 +117,8 @@ class SatCheckpoint:
             shape[3],
             positions,
             rotary_precision="fp16",
+            # It was not trained to chat; a text of questions and answers makes it go on with an answer.
+            chat=CHAT,
             quantization=Quantization(bits, 0, shards=size) if bits else None,
         )
         if config.heads % size:

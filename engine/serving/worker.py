@@ -101,7 +101,7 @@ def load_runner(options: Options, announce: Callable[[Work], None] | None = None
     device = choose_device(options.device, options.tensor_parallel)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
     folder = resolve_model(options.folder)
-    check_memory(options, device)
+    budget = check_memory(options, device)
     ranks = parallel.SINGLE
     if options.rendezvous is not None:
         ranks = parallel.connect(Path(options.rendezvous), options.rank, options.tensor_parallel, device)
@@ -110,23 +110,24 @@ def load_runner(options: Options, announce: Callable[[Work], None] | None = None
         if options.offload == "none":
             model = checkpoint.load(folder, **how).requires_grad_(False)
         else:
-            model = offload.load(folder, **how, place=options.offload, budget=options.weights_budget)
+            model = offload.load(folder, **how, place=options.offload, budget=budget)
         return Runner(model, options.slots, model.config.positions, announce), model
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise GLMError("overloaded", f"There is not enough memory for {folder} on {device}.", field="model") from error
 
 
-def check_memory(options: Options, device: torch.device) -> None:
-    """GLMError overloaded, with a table, if there is no room for what is to be loaded; it is better than to be killed."""
+def check_memory(options: Options, device: torch.device) -> int | None:
+    """With offload, the bytes that this rank's weights may take: what was asked for, else what is free.
+
+    GLMError overloaded, with a table, if there is no room for what is to be loaded; it is better than to be killed.
+    """
     import torch
 
     from engine.glm.config import Config, resolve_model
     from engine.glm.memory import free_memory
     from engine.glm.plan import Machine, Wish, require
 
-    if device.type == "cpu":
-        if options.rank:
-            return  # rank 0 asks for all, before the others have anything: they wait for it to connect
+    if device.type == "cpu":  # all ranks ask before any of them has anything: they wait for each other to connect
         machine = Machine(0, free_memory())
     else:
         machine = Machine(options.tensor_parallel, torch.accelerator.get_memory_info(device)[0], free_memory())
@@ -140,7 +141,8 @@ def check_memory(options: Options, device: torch.device) -> None:
         options.slots,
         config.positions,
     )
-    require(config, machine, wish)
+    found = require(config, machine, wish)
+    return options.weights_budget if options.weights_budget is not None else found.weights_budget
 
 
 def choose_device(number: int | None, ranks: int):
