@@ -11,7 +11,8 @@ from engine.errors import GLMError
 
 
 def main(arguments: list[str]) -> int:
-    """Exit status 0 when the run is complete, 2 for a mistake in recipe or data."""
+    """Exit status 0 when the run is complete, 1 when it failed (a full disk, a loss that won't come down), 2 for a mistake in
+    recipe or data."""
     parser = argparse.ArgumentParser(prog="python -m engine train", description=__doc__)
     parser.add_argument("recipe", type=Path, help="a YAML recipe, e.g. engine/training/recipes/embedded.yaml")
     parser.add_argument("--data", type=Path, required=True, help="folder of the sources that the recipe names")
@@ -22,17 +23,21 @@ def main(arguments: list[str]) -> int:
 
     import torch
 
+    from engine.training.launch import join
     from engine.training.recipe import Recipe
     from engine.training.trainer import Trainer
 
     if options.threads:
         torch.set_num_threads(options.threads)
     try:
-        trainer = Trainer(Recipe.load(options.recipe), options.data, options.out)
+        recipe = Recipe.load(options.recipe)
+        options.out.mkdir(parents=True, exist_ok=True)
+        trainer = Trainer(recipe, options.data, options.out, *join(options.out))
         trainer.prepare()
         folder = trainer.train()
     except GLMError as error:
         sys.stderr.write(f"{error}\n")
-        return 2
-    sys.stdout.write(f"{folder}\n")
+        return 1 if error.kind in ("internal", "overloaded") else 2
+    if trainer.rank == 0:
+        sys.stdout.write(f"{folder}\n")
     return 0

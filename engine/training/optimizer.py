@@ -80,11 +80,17 @@ class MuonAdamW(torch.optim.Optimizer):
 
 def parameter_groups(model: nn.Module, lr: float, embedding_lr: float, weight_decay: float) -> list[dict]:
     """Matrices of the layers for Muon; the embedding, and norms with biases (without decay), for AdamW."""
+    matrices, *others = adamw_groups(model, lr, embedding_lr, weight_decay)
+    return [matrices | {"muon": True}, *others]
+
+
+def adamw_groups(model: nn.Module, lr: float, embedding_lr: float, weight_decay: float) -> list[dict]:
+    """Matrices of the layers, with decay; the embedding; norms with biases."""
     matrices, vectors, embedding = [], [], []
     for name, parameter in model.named_parameters():
         (embedding if "word_embeddings" in name else matrices if parameter.dim() == 2 else vectors).append(parameter)
     return [
-        {"params": matrices, "muon": True, "lr": lr, "weight_decay": weight_decay},
+        {"params": matrices, "lr": lr, "weight_decay": weight_decay},
         {"params": embedding, "lr": embedding_lr, "weight_decay": 0.0},
         {"params": vectors, "lr": lr, "weight_decay": 0.0},
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -29,11 +31,15 @@ class Span(_Strict):
 
 
 class Optimizer(_Strict):
+    """muon: Muon for the matrices and AdamW for the rest (optimizer.py); adamw: AdamW for all, which ZeRO can partition."""
+
+    kind: Literal["muon", "adamw"] = "muon"
     learning_rate: float = Field(gt=0)
     embedding_learning_rate: float = Field(gt=0)
     weight_decay: float = Field(0.1, ge=0)
     warmup_steps: int = Field(50, ge=0)
-    decay_share: float = Field(0.3, gt=0, le=1)  # of all steps, at the end, linearly down to final_share
+    decay: Literal["linear", "cosine"] = "linear"
+    decay_share: float = Field(0.3, gt=0, le=1)  # of all steps, at the end, down to final_share
     final_share: float = Field(0.05, ge=0, le=1)
     clip: float = Field(1.0, gt=0)
     embedding_gradient: float = Field(1.0, gt=0, le=1)  # share of the embedding's gradient at first (GLM-130B: 0.1)
@@ -44,6 +50,39 @@ class Optimizer(_Strict):
         if not self.embedding_gradient_steps:
             return self.embedding_gradient
         return min(1.0, self.embedding_gradient + (1 - self.embedding_gradient) * step / self.embedding_gradient_steps)
+
+
+class Scale(_Strict):
+    """How a step is spread over memory and processes; none of it changes what is computed, but for rounding.
+
+    zero: DeepSpeed's stage, of which 1 partitions the optimiser's states, 2 the gradients, too, 3 the weights, too. offload:
+    the optimiser's states wait in host memory. micro_rows: rows of one forward pass of one process; None: all of a step.
+    checkpointing: a layer's activations are computed again in the backward pass. streams: orders of the data that a step's
+    rows come from, the same for any number of processes; with at least as many as processes no row is made twice.
+    """
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    zero: int = Field(0, ge=0, le=3)
+    offload: bool = False
+    micro_rows: int | None = Field(None, ge=1)
+    checkpointing: bool = False
+    streams: int = Field(1, ge=1, le=4096)
+
+
+class Ramp(_Strict):
+    """A step's rows begin at a share of the stage's and rise evenly for so many steps of the run."""
+
+    share: float = Field(gt=0, le=1)
+    steps: int = Field(ge=1)
+
+
+class Guard(_Strict):
+    """When a run goes back to its last saved state: see watch.py. rewinds: after so many it ends with an error."""
+
+    factor: float = Field(1.5, gt=1)
+    window: int = Field(50, ge=4)
+    patience: int = Field(5, ge=1)
+    rewinds: int = Field(3, ge=0)
 
 
 class Stage(_Strict):
@@ -74,8 +113,13 @@ class Recipe(_Strict):
     optimizer: Optimizer
     held_out: HeldOut | None = None
     sources: dict[str, dict] = {}  # options of single sources, see data.load_source
-    stages: list[Stage]
+    stages: list[Stage] = Field(min_length=1)
+    scale: Scale = Scale()
+    ramp: Ramp | None = None
+    guard: Guard = Guard()
     save_every: int = Field(100, ge=1)
+    keep_states: int = Field(2, ge=1)
+    snapshot_every: int = Field(0, ge=0)  # steps from one model folder in checkpoints/ to the next; 0: none
 
     @property
     def steps(self) -> int:
@@ -98,7 +142,28 @@ class Recipe(_Strict):
         warm = min(1.0, (step + 1) / max(1, self.optimizer.warmup_steps))
         decay_from = self.steps * (1 - self.optimizer.decay_share)
         late = max(0.0, (step - decay_from) / max(1.0, self.steps - decay_from))
+        if self.optimizer.decay == "cosine":
+            late = (1 - math.cos(math.pi * min(1.0, late))) / 2
         return warm * (1 - late * (1 - self.optimizer.final_share))
+
+    def rows_at(self, step: int, multiple: int) -> int:
+        """Rows of a 0-based step: a multiple of `multiple`, at least that, and no more than the stage's."""
+        rows = self.stage_at(step).rows
+        if self.ramp is None or step >= self.ramp.steps:
+            return rows
+        share = self.ramp.share + (1 - self.ramp.share) * step / self.ramp.steps
+        return min(rows, max(multiple, int(rows * share) // multiple * multiple))
+
+    def _check_together(self, path: Path) -> None:
+        scale = self.scale
+        if self.optimizer.kind == "muon" and (scale.zero or scale.precision != "fp32"):
+            message = "Muon needs whole matrices in fp32: take optimizer.kind adamw, or scale.zero 0 with fp32."
+            raise GLMError("bad_data", f"{path}: {message}", field="optimizer.kind")
+        if scale.zero == 0 and (scale.precision != "fp32" or scale.offload):
+            message = (
+                "bf16, fp16 and offload need scale.zero 1 or more: weights in fp32 are kept beside the short ones."
+            )
+            raise GLMError("bad_data", f"{path}: {message}", field="scale.zero")
 
     @staticmethod
     def load(path: Path) -> Recipe:
@@ -114,6 +179,7 @@ class Recipe(_Strict):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise GLMError("bad_data", f"{path}: {where}: {first['msg']}.", field=where) from error
+        recipe._check_together(path)
         if recipe.model not in PRESETS:
             raise GLMError("bad_data", f"{path}: model must be one of {', '.join(PRESETS)}.", field="model")
         longest = max(stage.length for stage in recipe.stages)

@@ -1,19 +1,21 @@
 """Train a GLM by a recipe, on DeepSpeed, in a run folder that can be stopped at any moment and resumed.
 
-A run folder holds `tokenizer.model`, `held_out.jsonl`, `metrics.jsonl` (one line a step), `state/` (weights, optimiser and
-place in the data at the last save) and, at the end, `model/`, the folder that --model reads. The loss is the sum over
-target tokens divided by their number in the whole step. Started under torchrun, several processes share each step's rows.
+A run folder holds `tokenizer.model`, `held_out.jsonl`, `metrics.jsonl` (one line a step, and one for each event), `state/`
+(weights, optimiser and place in the data at the last saves), `checkpoints/` if the recipe asks for them, and at the end
+`model/`, the folder that --model reads. The loss is the sum over target tokens divided by their number in the whole step, of
+all processes. Started under torchrun or the deepspeed launcher, several processes share each step's rows.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,44 +24,54 @@ from engine.glm import checkpoint
 from engine.glm.config import Config, resolve_model
 from engine.glm.model import GLM, initialise
 from engine.glm.tokenizer import VOCABULARY_FILE, Tokenizer
-from engine.training.data import Batch, Mixture, load_source, pack
+from engine.training.backend import Backend
+from engine.training.data import Mixture, load_source
 from engine.training.held_out import digest, held_out_rows
-from engine.training.loss import LossModule
 from engine.training.objective import Objective
-from engine.training.optimizer import MuonAdamW, parameter_groups
-from engine.training.recipe import Recipe
+from engine.training.recipe import Recipe, Stage
 from engine.training.sources import find_source, read_rows, row_text
+from engine.training.state import States
+from engine.training.streams import Streams
 from engine.training.vocabulary import train_vocabulary
+from engine.training.watch import Watch
 
 log = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One run. `prepare` makes what the folder lacks, `train` goes on from the last saved step to the end."""
+    """One run. `prepare` makes what the folder lacks, `train` goes on from the last saved step to the end.
 
-    def __init__(self, recipe: Recipe, data: Path, folder: Path) -> None:
+    rank among `world` processes: see launch.join.
+    """
+
+    def __init__(self, recipe: Recipe, data: Path, folder: Path, rank: int = 0, world: int = 1) -> None:
         self.recipe, self.data, self.folder = recipe, Path(data), Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.world = rank, world
         self.step = 0
 
     def prepare(self) -> None:
-        """Split off the held-out questions first, then train the vocabulary if there is none yet."""
-        for name in {name for stage in self.recipe.stages for name in stage.weights}:
+        """Split off the held-out questions first, then train the vocabulary if there is none yet. Rank 0 writes."""
+        for name in self._names():
             find_source(self.data, name)  # a missing one is said before hours of work
         options, seed = self.recipe.held_out, self.recipe.seed
         if options is not None and options.seed is not None:
             seed = options.seed
-        held = held_out_rows(self.data, options, seed) if options else []
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in held)
+        self.held_out = held_out_rows(self.data, options, seed) if options else []
+        if self.rank == 0:
+            self._prepare_folder()
+        self._barrier()
+        self.tokenizer = Tokenizer.load(self.tokenizer_file)
+
+    def _prepare_folder(self) -> None:
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.held_out)
         path = self.folder / "held_out.jsonl"
         if path.exists() and path.read_text(encoding="utf-8") != text:
             raise GLMError(
                 "bad_data", f"{path} differs from what recipe and data give now: a new run needs a new folder."
             )
         path.write_text(text, encoding="utf-8")
-        self.held_out = held
-        log.info("%d questions held out, sha256 %s", len(held), digest(held))
+        log.info("%d questions held out, sha256 %s", len(self.held_out), digest(self.held_out))
         if self.recipe.initial is not None and not self.tokenizer_file.exists():
             initial = resolve_model(self.recipe.initial)
             if replace(Config.load(initial), name=self.recipe.config.name) != self.recipe.config:
@@ -73,14 +85,21 @@ class Trainer:
                 )
             log.info("training the vocabulary")
             train_vocabulary(self._vocabulary_texts(), self.tokenizer_file, self.recipe.config.vocabulary)
-        self.tokenizer = Tokenizer.load(self.tokenizer_file)
 
     @property
     def tokenizer_file(self) -> Path:
         return self.folder / "tokenizer.model"
 
-    def _vocabulary_texts(self):
+    def _names(self) -> list[str]:
+        return sorted({name for stage in self.recipe.stages for name in stage.weights})
+
+    def _barrier(self) -> None:
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def _vocabulary_texts(self) -> Iterator[str]:
         vocabulary = self.recipe.vocabulary
+        assert vocabulary is not None
         for name, times in vocabulary.sources.items():
             limit = vocabulary.limit_megabytes.get(name)
             texts = [row_text(row) for row in read_rows(self.data, name, int(limit * 1e6) if limit else None)]
@@ -89,26 +108,7 @@ class Trainer:
             yield from texts[: int(len(texts) * (times - int(times)))]
 
     def train(self) -> Path:
-        """Run to the last step; returns the model folder."""
-        import deepspeed
-
-        # gloo needs no shared-memory kernel; without this DeepSpeed would compile one.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-        if not torch.distributed.is_initialized():
-            rendezvous = (
-                {} if "MASTER_ADDR" in os.environ else {"init_method": f"file://{self.folder.resolve()}/.rendezvous"}
-            )
-            (self.folder / ".rendezvous").unlink(missing_ok=True)
-            os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists, even for one process without a launcher
-            backend = "nccl" if torch.accelerator.is_available() else "gloo"
-            deepspeed.init_distributed(
-                dist_backend=backend,
-                rank=self.rank,
-                world_size=self.world,
-                auto_mpi_discovery=False,
-                verbose=False,
-                **rendezvous,
-            )
+        """Run to the last step; returns the model folder. GLMError internal for a run that does not come to rest."""
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         if recipe.initial is None:
@@ -116,108 +116,146 @@ class Trainer:
             initialise(model, torch.Generator().manual_seed(recipe.seed))
         else:
             model = checkpoint.load(resolve_model(recipe.initial)).train()
-        if torch.accelerator.is_available():
-            model.to(torch.accelerator.current_accelerator())
-        options = recipe.optimizer
-        groups = parameter_groups(model, options.learning_rate, options.embedding_learning_rate, options.weight_decay)
-        optimizer = MuonAdamW(groups, options.learning_rate)
-        self.peaks = [group["lr"] for group in optimizer.param_groups]
-        engine, *_ = deepspeed.initialize(
-            model=LossModule(model),
-            optimizer=optimizer,
-            config={
-                "train_micro_batch_size_per_gpu": 1,
-                "gradient_accumulation_steps": 1,
-                "gradient_clipping": options.clip,
-                "zero_allow_untested_optimizer": True,
-                "steps_per_print": 10**9,
-            },
-            dist_init_required=False,
-        )
+        self._backend = Backend(recipe, model, self.rank, self.world)
         held = frozenset(row["question"] for row in self.held_out)
-        names = sorted({name for stage in recipe.stages for name in stage.weights})
+        names = self._names()
         sources = [load_source(self.data, name, recipe.sources.get(name, {}), self.tokenizer, held) for name in names]
         objective = Objective(recipe.span.mask_share, recipe.span.masked_tokens, recipe.span.mean_span)
-        mixture = Mixture(sources, recipe.config.chat, self.tokenizer, objective, recipe.seed * 1000 + self.rank)
-        self._restore(model, optimizer, mixture)
-        stage, stream = None, None
-        while self.step < recipe.steps:
-            if recipe.stage_at(self.step) is not stage:
-                stage = recipe.stage_at(self.step)
-                stream = mixture.samples(stage.name, [stage.weights.get(name, 0.0) for name in names], stage.length)
-            self._one_step(engine, optimizer, pack(stream, max(1, stage.rows // self.world), stage.length), stage.name)
-            if self.step % recipe.save_every == 0 or self.step == recipe.steps:
-                self._save(model, optimizer, mixture)
-        if self.rank == 0:
-            about = {"steps": str(self.step), "held_out": digest(self.held_out)}
-            checkpoint.save(model, self.folder / "model", tokenizer=self.tokenizer_file, about=about)
-        return self.folder / "model"
 
-    def _one_step(self, engine, optimizer, batch: Batch, stage: str) -> None:
+        def make(stream: int) -> Mixture:
+            return Mixture(sources, recipe.config.chat, self.tokenizer, objective, recipe.seed * 1000 + stream)
+
+        self._streams = Streams(recipe.scale.streams, self.rank, self.world, make)
+        guard = recipe.guard
+        self._watch = Watch(guard.factor, guard.window, guard.patience)
+        self._rewinds = 0
+        self._states = States(self.folder / "state", recipe.keep_states, self.rank, self._barrier)
+        if (last := self._states.latest()) is not None:
+            self._restore(last, data=True)
+            log.info("resumed at step %d", self.step)
+        self._trim_metrics()
+        while self.step < recipe.steps:
+            stage = recipe.stage_at(self.step)
+            self._one_step(stage, [stage.weights.get(name, 0.0) for name in names])
+        return self._write_model(self.folder / "model")
+
+    def _one_step(self, stage: Stage, weights: list[float]) -> None:
         started = time.perf_counter()
-        share = self.recipe.learning_rate_share(self.step)
-        for group, peak in zip(optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * share
-        loss_sum, count = engine(batch, self.recipe.optimizer.embedding_gradient_share(self.step))
-        counts = torch.tensor([count, float(loss_sum.detach()), batch.tokens], dtype=torch.float64)
-        if self.world > 1:
-            torch.distributed.all_reduce(counts)
-        # DeepSpeed averages gradients over ranks: multiply by their number to get the sum.
-        engine.backward(loss_sum * (self.world / float(counts[0])))
-        norm = torch.nn.utils.get_total_norm([p.grad for p in engine.module.parameters() if p.grad is not None])
-        engine.step()
+        recipe, backend = self.recipe, self._backend
+        share = recipe.learning_rate_share(self.step)
+        multiple = max(self.world, recipe.scale.streams)
+        batch = self._streams.batch(stage.name, weights, recipe.rows_at(self.step, multiple), stage.length)
+        targets, tokens = self._sum(float((batch.targets >= 0).sum()), float(batch.tokens))
+        own = backend.gradients(batch, int(targets), recipe.optimizer.embedding_gradient_share(self.step))
+        loss = self._sum(own)[0] / targets
+        norm = backend.norm_before()
+        line: dict[str, Any] = {"step": self.step + 1, "stage": stage.name, "loss": _rounded(loss)}
+        embedding_norm = backend.embedding_norm()
+        skipped = backend.skipped
+        if self._watch.before(loss, norm) == "good":
+            norm = backend.update(share) or norm
+        else:
+            backend.discard()
+            line["event"] = "skip"
+        if backend.skipped > skipped:  # fp16's scaling is looking for its place
+            line["event"] = "skip"
         self.step += 1
-        if self.rank == 0:
-            seconds = time.perf_counter() - started
-            line = {
-                "step": self.step,
-                "stage": stage,
-                "loss": round(float(counts[1] / counts[0]), 4),
-                "targets": int(counts[0]),
-                "tokens": int(counts[2]),
+        self._write(
+            line
+            | {
+                "targets": int(targets),
+                "tokens": int(tokens),
                 "learning_rate_share": round(share, 4),
-                "gradient_norm": round(float(norm), 4),
-                "seconds": round(seconds, 3),
+                "gradient_norm": None if norm is None else _rounded(norm),
+                "seconds": round(time.perf_counter() - started, 3),
             }
+            | ({} if embedding_norm is None else {"embedding_gradient_norm": _rounded(embedding_norm)})
+            | ({} if backend.loss_scale is None else {"loss_scale": backend.loss_scale})
+        )
+        if "event" not in line and self._watch.after(loss, norm) == "rewind":
+            self._rewind(loss)
+            return
+        if self.rank == 0 and self.step % 10 == 0:
+            rate = tokens / (time.perf_counter() - started)
+            log.info("step %d/%d %s loss %.3f %.0f tokens/s", self.step, recipe.steps, stage.name, loss, rate)
+        if self.step % recipe.save_every == 0 or self.step == recipe.steps:
+            self._states.save(self.step, self._save)
+        if recipe.snapshot_every and self.step % recipe.snapshot_every == 0:
+            self._write_model(self.folder / "checkpoints" / f"step-{self.step:08d}")
+
+    def _sum(self, *values: float) -> list[float]:
+        """Over all ranks."""
+        if self.world == 1:
+            return list(values)
+        device = self._backend.model.device
+        kind = torch.float64 if device.type != "mps" else torch.float32
+        total = torch.tensor(values, dtype=kind, device=device)
+        torch.distributed.all_reduce(total)
+        return total.tolist()
+
+    def _rewind(self, loss: float) -> None:
+        """Back to the last saved weights, on with the data from here: the batches that led here don't come again."""
+        last = self._states.latest()
+        if last is None or self._rewinds == self.recipe.guard.rewinds:
+            message = (
+                f"The loss was {loss:.4g} at step {self.step}, after {self._rewinds} returns to a saved state. "
+                "A lower learning rate or a longer warm-up may help."
+            )
+            raise GLMError("internal", message)
+        self._rewinds += 1
+        spoiled = self.step
+        self._restore(last, data=False)
+        log.warning("the loss was %.4g at step %d: back to step %d, on with new data", loss, spoiled, self.step)
+        self._write({"step": spoiled, "event": "rewind", "to": self.step})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.rank == 0:
             with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
-            if self.step % 10 == 0:
-                log.info(
-                    "step %d/%d %s loss %.3f %.0f tokens/s",
-                    self.step,
-                    self.recipe.steps,
-                    stage,
-                    line["loss"],
-                    line["tokens"] / seconds,
-                )
 
-    def _save(self, model: GLM, optimizer: MuonAdamW, mixture: Mixture) -> None:
-        """Write the state beside the old one, then rename: a killed save leaves the old one whole."""
-        path = self.folder / f"state-{self.rank}.pt"
-        state = {
+    def _write_model(self, folder: Path) -> Path:
+        with self._backend.whole_model() as model:
+            if model is not None:
+                about = {"steps": str(self.step), "held_out": digest(self.held_out)}
+                checkpoint.save(model, folder, tokenizer=self.tokenizer_file, about=about)
+        self._barrier()
+        return folder
+
+    def _save(self, folder: Path) -> None:
+        """This rank's files of a state."""
+        self._backend.save(folder)
+        own = {
             "step": self.step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "mixture": mixture.state(),
+            "losses": self._watch.losses,
+            "rewinds": self._rewinds,
+            "streams": self._streams.state(),
         }
-        torch.save(state, path.with_suffix(".new"))
-        path.with_suffix(".new").replace(path)
+        if own["streams"]:
+            torch.save(own, folder / f"trainer-{self.rank}.pt")
 
-    def _restore(self, model: GLM, optimizer: MuonAdamW, mixture: Mixture) -> None:
-        path = self.folder / f"state-{self.rank}.pt"
-        if not path.exists():
-            return
-        state = torch.load(path, map_location=model.device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        mixture.restore(state["mixture"])
-        self.step = state["step"]
-        self._trim_metrics()
-        log.info("resumed at step %d", self.step)
+    def _restore(self, folder: Path, *, data: bool) -> None:
+        """data: go back in the data, too."""
+        files = sorted(folder.glob("trainer-*.pt"))
+        states = [torch.load(path, weights_only=True) for path in files]
+        if data:
+            self._streams.restore({number: state for own in states for number, state in own["streams"].items()})
+            self._rewinds = states[0]["rewinds"]
+        self._backend.load(folder)
+        self._watch.forget(states[0]["losses"])
+        self.step = states[0]["step"]
 
     def _trim_metrics(self) -> None:
-        """Steps behind the saved one are done again: their old lines go."""
+        """Steps behind the saved one are done again: their old lines go, and a line that was cut off."""
         path = self.folder / "metrics.jsonl"
         if self.rank == 0 and path.exists():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            path.write_text("".join(line for line in lines if json.loads(line)["step"] <= self.step), encoding="utf-8")
+            kept = []
+            for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+                if not line.endswith("\n") or json.loads(line)["step"] > self.step:
+                    break
+                kept.append(line)
+            path.write_text("".join(kept), encoding="utf-8")
+
+
+def _rounded(number: float) -> float | None:
+    """For JSON, which has no inf and nan."""
+    return round(number, 4) if abs(number) < float("inf") else None

@@ -1,0 +1,172 @@
+"""DeepSpeed around our loss: forward and backward of a step in parts, one update, whole weights, and states on disk.
+
+Stage 0 keeps weights and optimiser whole in every rank: any of our optimisers, states that load on any number of ranks, and
+gradients that can be looked at before the update. Stages 1 to 3 are ZeRO's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.errors import GLMError
+from engine.glm.model import GLM
+from engine.training.data import Batch
+from engine.training.loss import LossModule
+from engine.training.optimizer import MuonAdamW, adamw_groups, parameter_groups
+from engine.training.recipe import Recipe
+from engine.training.streams import rows_of
+
+_WEIGHTS = "weights.pt"
+_LOSS_SCALE_POWER = 16  # fp16 begins at 2 ** 16 and halves it until nothing overflows
+
+
+class Backend:
+    """model: whole, in fp32; it belongs to the backend from then on."""
+
+    def __init__(self, recipe: Recipe, model: GLM, rank: int, world: int) -> None:
+        import deepspeed
+
+        self.recipe, self.model, self.rank, self.world = recipe, model, rank, world
+        self._zero = recipe.scale.zero
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        if device is not None:
+            model.to(device)
+        module = LossModule(model, checkpointing=recipe.scale.checkpointing)
+        if self._zero == 3:  # the logits read the embedding outside of its own forward
+            deepspeed.zero.register_external_parameter(module, model.word_embeddings.weight)
+        self.optimizer = _optimizer(recipe, model)
+        self.peaks = [group["lr"] for group in self.optimizer.param_groups]
+        try:
+            self._engine, *_ = deepspeed.initialize(
+                model=module, optimizer=self.optimizer, config=settings(recipe), dist_init_required=False
+            )
+        except ValueError as error:  # "Type fp16 is not supported on your device."
+            raise GLMError("unsupported", f"DeepSpeed refuses: {error}", field="scale.precision") from error
+        if self._zero == 0:
+            self._engine.enable_backward_allreduce = False  # done below, where the norm is known before the update
+
+    def gradients(self, batch: Batch, count: int, embedding_gradient: float) -> float:
+        """Forward and backward of this rank's rows. count: target tokens of all ranks. Returns this rank's share of the loss's
+        sum."""
+        total = 0.0
+        size = self.recipe.scale.micro_rows or len(batch.ids)
+        for start in range(0, len(batch.ids), size):
+            loss, _ = self._engine(rows_of(batch, slice(start, start + size)), embedding_gradient)
+            # DeepSpeed averages over ranks: times their number it is the sum.
+            self._engine.backward(loss * (self.world / count))
+            total += float(loss.detach())
+        return total
+
+    def norm_before(self) -> float | None:
+        """Of the gradient of the whole step, if it can be known before the update."""
+        if self._zero:
+            return None
+        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+        if self.world > 1:
+            for gradient in gradients:
+                torch.distributed.all_reduce(gradient)
+                gradient /= self.world
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    def embedding_norm(self) -> float | None:
+        """Of the embedding's gradient, where `norm_before` is known."""
+        gradient = self.model.word_embeddings.weight.grad
+        return None if self._zero or gradient is None else float(gradient.norm())
+
+    def update(self, share: float) -> float | None:
+        """One step of the optimiser with a share of the peak learning rates. Returns the gradient's norm where it is known now."""
+        for group, peak in zip(self._engine.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * share
+        self._engine.step()
+        return float(self._engine.get_global_grad_norm()) if self._zero else None
+
+    def discard(self) -> None:
+        """Forget the gradients instead."""
+        self._engine.zero_grad()
+
+    @property
+    def loss_scale(self) -> float | None:
+        """Of fp16."""
+        return float(self._engine.loss_scale()) if self.recipe.scale.precision == "fp16" else None
+
+    @property
+    def skipped(self) -> int:
+        """Updates that fp16's scaling left out, since the start of this process."""
+        return int(self._engine.skipped_steps)
+
+    @contextlib.contextmanager
+    def whole_model(self) -> Iterator[GLM | None]:
+        """The model on the CPU in rank 0, None in the others; all must ask."""
+        import deepspeed
+
+        if self._zero < 3:
+            yield self.model if self.rank == 0 else None
+            return
+        copy = GLM(self.model.config) if self.rank == 0 else None
+        targets = dict(copy.named_parameters()) if copy is not None else {}
+        for name, parameter in self.model.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter]), torch.no_grad():
+                if copy is not None:
+                    targets[name].copy_(parameter)
+        yield copy
+
+    def save(self, folder: Path) -> None:
+        """Weights and optimiser; called in all ranks."""
+        if self._zero:
+            self._engine.save_checkpoint(str(folder), tag="zero", save_latest=False)
+        elif self.rank == 0:
+            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            torch.save(state, folder / _WEIGHTS)
+
+    def load(self, folder: Path) -> None:
+        """What `save` wrote. GLMError bad_data if it was another stage's or, from stage 1 on, another number of ranks'."""
+        whole = folder / _WEIGHTS
+        if whole.exists() != (self._zero == 0):
+            message = f"{folder} was saved with another ZeRO stage: go on with that one."
+            raise GLMError("bad_data", message, field="scale.zero")
+        if self._zero:
+            ranks = len(list((folder / "zero").glob("*zero_pp_rank_*_optim_states.pt")))
+            if ranks != self.world:
+                message = f"{folder} was saved by {ranks} processes, these are {self.world}."
+                raise GLMError("bad_data", message, field="processes", limit=ranks)
+            self._engine.load_checkpoint(str(folder), tag="zero")
+            return
+        state = torch.load(whole, map_location=self.model.device, weights_only=True)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+def settings(recipe: Recipe) -> dict[str, Any]:
+    """DeepSpeed's configuration for a recipe."""
+    scale = recipe.scale
+    zero: dict[str, Any] = {"stage": scale.zero}
+    if scale.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    found: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,  # a step ends where `update` is called
+        "gradient_clipping": recipe.optimizer.clip,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+    if scale.precision == "bf16":
+        found["bf16"] = {"enabled": True}
+    elif scale.precision == "fp16":
+        found["fp16"] = {"enabled": True, "loss_scale": 0, "initial_scale_power": _LOSS_SCALE_POWER}
+    return found
+
+
+def _optimizer(recipe: Recipe, model: GLM) -> torch.optim.Optimizer:
+    options = recipe.optimizer
+    rates = options.learning_rate, options.embedding_learning_rate, options.weight_decay
+    if options.kind == "muon":
+        return MuonAdamW(parameter_groups(model, *rates), options.learning_rate)
+    return torch.optim.AdamW(adamw_groups(model, *rates), options.learning_rate, betas=(0.9, 0.95))
