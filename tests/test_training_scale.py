@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 import resource
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -154,6 +156,31 @@ def test_a_killed_partitioned_run_resumes_where_it_was_saved(runs: Runs, scale: 
     assert losses(runs.whole(name, recipe)) == losses(whole)
     found, expected = (checkpoint.load(each / "model").state_dict() for each in (run, whole))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize(("zero", "before", "after"), [(0, 2, 1), (1, 1, 2), (2, 2, 1), (3, 2, 1)])
+def test_a_state_loads_in_another_number_of_processes(
+    plain: Path, runs: Runs, zero: int, before: int, after: int
+) -> None:
+    """The second half of a run, with as many processes as it did not begin with."""
+    recipe = scaled(streams=2, zero=zero)
+    name = f"moved{zero}"
+    process = runs.start(name, recipe.replace("save_every: 4", "save_every: 4\nsnapshot_every: 4"), before)
+    run = plain.parent / name
+    eventually((run / "state" / "latest").exists, "the state of step 4")
+    process.kill()
+    process.communicate()
+    eventually(lambda: not still_there(run), "its processes are gone")
+    for later in ("state/step-00000008", "model"):  # it may have come so far
+        shutil.rmtree(run / later, ignore_errors=True)
+    (run / "state" / "latest").write_text("step-00000004\n")
+    assert losses(runs.whole(name, recipe, after)) == pytest.approx(losses(plain), abs=3e-4)
+    assert (run / "state" / "step-00000004" / "universal").exists() == (zero > 0)
+    checkpoint.load(run / "checkpoints" / "step-00000004")
+
+
+def still_there(run: Path) -> list[psutil.Process]:
+    return [each for each in psutil.process_iter(["cmdline"]) if str(run) in (each.info["cmdline"] or [])]
 
 
 def test_a_full_disk_ends_a_run_that_goes_on_later(plain: Path, runs: Runs) -> None:

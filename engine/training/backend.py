@@ -7,6 +7,10 @@ gradients that can be looked at before the update. Stages 1 to 3 are ZeRO's.
 from __future__ import annotations
 
 import contextlib
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ from engine.training.recipe import Recipe
 from engine.training.streams import rows_of
 
 _WEIGHTS = "weights.pt"
+_PARTS, _UNIVERSAL = "zero", "universal"  # folders of a state from stage 1 on: each rank's part; any number of ranks'
 _LOSS_SCALE_POWER = 16  # fp16 begins at 2 ** 16 and halves it until nothing overflows
 
 
@@ -118,27 +123,63 @@ class Backend:
     def save(self, folder: Path) -> None:
         """Weights and optimiser; called in all ranks."""
         if self._zero:
-            self._engine.save_checkpoint(str(folder), tag="zero", save_latest=False)
+            self._engine.save_checkpoint(str(folder), tag=_PARTS, save_latest=False)
         elif self.rank == 0:
             state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
             torch.save(state, folder / _WEIGHTS)
 
     def load(self, folder: Path) -> None:
-        """What `save` wrote. GLMError bad_data if it was another stage's or, from stage 1 on, another number of ranks'."""
+        """What `save` wrote, by any number of ranks. GLMError bad_data if it was another kind of stage's, or can't be
+        rearranged."""
         whole = folder / _WEIGHTS
         if whole.exists() != (self._zero == 0):
             message = f"{folder} was saved with another ZeRO stage: go on with that one."
             raise GLMError("bad_data", message, field="scale.zero")
         if self._zero:
-            ranks = len(list((folder / "zero").glob("*zero_pp_rank_*_optim_states.pt")))
-            if ranks != self.world:
-                message = f"{folder} was saved by {ranks} processes, these are {self.world}."
-                raise GLMError("bad_data", message, field="processes", limit=ranks)
-            self._engine.load_checkpoint(str(folder), tag="zero")
+            tag = _PARTS
+            if len(list((folder / _PARTS).glob("*zero_pp_rank_*_optim_states.pt"))) != self.world:
+                tag = _UNIVERSAL
+                if self.rank == 0:
+                    rearrange(folder)
+                torch.distributed.barrier()
+                self._engine._config.load_universal_checkpoint = True
+            groups = [_hyperparameters(group) for group in self._engine.optimizer.param_groups]
+            self._engine.load_checkpoint(str(folder), tag=tag)
+            self._engine._config.load_universal_checkpoint = False
+            if tag == _UNIVERSAL:  # ZeRO-3 gave all groups the first one's weight decay, and one step counter for all
+                for group, own in zip(self._engine.optimizer.param_groups, groups, strict=True):
+                    group.update(own)
+                for state in self.optimizer.state.values():
+                    if "step" in state:
+                        state["step"] = torch.as_tensor(state["step"]).clone()
             return
         state = torch.load(whole, map_location=self.model.device, weights_only=True)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+
+
+def _hyperparameters(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
+
+
+def rearrange(folder: Path) -> None:
+    """Write the ranks' parts of a state again, by DeepSpeed's own tool, in the form that any number of ranks reads.
+
+    GLMError bad_data if it can't be done. Once done it stays there.
+    """
+    if (folder / _UNIVERSAL).exists():
+        return
+    new = folder / f".{_UNIVERSAL}"
+    shutil.rmtree(new, ignore_errors=True)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--input_folder", str(folder / _PARTS), "--output_folder", str(new)]
+    # It would take the launcher's variables for its own.
+    alone = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    done = subprocess.run(command, env=alone, capture_output=True, text=True)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise GLMError("bad_data", f"{folder} can't be rearranged for other processes: {reason}", field="out")
+    new.rename(folder / _UNIVERSAL)
 
 
 def settings(recipe: Recipe) -> dict[str, Any]:
