@@ -1,4 +1,7 @@
-"""Read and write a model folder's weights: safetensors, one file or several, names as in GLM-130B without its prefix."""
+"""Read and write a model folder's weights: safetensors, one file or several, names as in GLM-130B without its prefix.
+
+An adapter folder (adapter.py) is read as the model of its base with the adapter beside the weights.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,7 @@ import contextlib
 import json
 import math
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from engine.errors import GLMError
-from engine.glm.config import Config
+from engine.glm import lora
+from engine.glm.adapter import read_adapter, weights_file
+from engine.glm.config import Config, base_folder, check_base
 from engine.glm.model import GLM
+from engine.glm.new_folder import new_folder
 from engine.glm.packed import pack
 from engine.glm.parallel import COLUMNS, SINGLE, Ranks, partition, scale_slice, slices
 from engine.glm.quantize import quantize_weight
@@ -30,17 +35,28 @@ def load(
     device: torch.device | str = "cpu",
     ranks: Ranks = SINGLE,
     quantize: str | None = None,
+    training: bool = False,
 ) -> GLM:
     """The model of a folder, or a rank's part of it, in evaluation mode. One tensor beyond the model is in memory at a time.
 
-    quantize: a name of config.QUANTIZATIONS for plain weights; a folder of quantised weights stays as it is.
-    Errors: model_not_found, bad_model (a missing, extra, mis-shaped or unreadable tensor, by name), unsupported.
+    quantize: a name of config.QUANTIZATIONS for plain weights; a folder of quantised weights stays as it is. training: in training
+    mode, quantised weights in a form through which gradients pass, an adapter in fp32 and nothing else to be trained.
+    Errors: model_not_found, bad_model (a missing, extra, mis-shaped or unreadable tensor, by name; a base with other weights than
+    an adapter was trained over), unsupported.
     """
+    base = base_folder(folder)
+    if ranks.rank == 0:  # which reads all weights: once is enough
+        check_base(folder)
     config = serving_config(folder, ranks, quantize)
     model = GLM(config, device=device, dtype=dtype, ranks=ranks)
-    fill(model, Weights(folder))
-    pack(model, dtype, model.device)
-    return model.eval()
+    fill(model, Weights(base))
+    if not training:
+        pack(model, dtype, model.device)
+    adapter = read_adapter(folder)
+    if adapter is not None:
+        lora.attach(model, adapter.lora, torch.float32 if training else dtype)
+        fill_adapter(model, adapter_weights(folder))
+    return model.train(training)
 
 
 def serving_config(folder: Path, ranks: Ranks, quantize: str | None) -> Config:
@@ -78,6 +94,25 @@ def fill(model: GLM, weights: Weights, prefix: str = "") -> None:
                 _put(name, wanted[name], weights.part(name, model.ranks))
 
 
+def fill_adapter(model: GLM, weights: Weights) -> None:
+    """Read the adapter of a model that has room for it; each rank reads its part only. Errors: bad_model by name."""
+    wanted = lora.named_parameters(model)
+    check_names(weights, set(wanted))
+    with torch.no_grad():
+        for name, matrix in wanted.items():
+            _put(name, matrix, weights.part(name, model.ranks))
+
+
+def check_names(weights: Weights, wanted: set[str]) -> None:
+    """GLMError bad_model if the tensors of a folder are not those of the wanted names."""
+    for what, names in (
+        ("lacks the", wanted - weights.names),
+        ("has an unexpected", weights.names - wanted),
+    ):
+        if names:
+            raise GLMError("bad_model", f"{weights.folder} {what} tensor {min(names)}.", field="model")
+
+
 def check_finite(name: str, scale: torch.Tensor) -> None:
     """GLMError bad_model if the scales of a matrix say that it had numbers that can't be quantised."""
     if not torch.isfinite(scale).all():
@@ -94,11 +129,12 @@ def _put(name: str, target: torch.Tensor, source: torch.Tensor) -> None:
 class Weights:
     """The tensors of a model folder by name, read from its safetensors files part by part."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, files: Sequence[Path] | None = None) -> None:
+        """files: instead of the folder's weight files."""
         self.folder = Path(folder)
         self._files: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
-        for path in weight_files(self.folder):
+        for path in weight_files(self.folder) if files is None else files:
             for name in self._handle(path).keys():  # noqa: SIM118 (a safetensors handle is no mapping)
                 if name in self._files:
                     raise GLMError("bad_model", f"{name} is in two files, {path.name} the second.", field="model")
@@ -163,8 +199,19 @@ class Weights:
             ) from error
 
 
+def adapter_weights(folder: Path) -> Weights:
+    """The matrices A and B of an adapter folder."""
+    return Weights(folder, [weights_file(folder)])
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The weight files of a folder in order. Error: bad_model if there is none."""
+    """The weight files of a folder in order. Error: bad_model if there is none; unsupported for an adapter's folder."""
+    if read_adapter(folder) is not None:
+        message = (
+            f"{folder} is an adapter over {base_folder(folder)}: this needs a model with weights of its own. "
+            "`python -m engine merge` makes one of it."
+        )
+        raise GLMError("unsupported", message, field="model")
     paths = sorted(Path(folder).glob("model*.safetensors"))
     if not paths:
         raise GLMError("bad_model", f"{folder} has no model*.safetensors.", field="model")
@@ -180,21 +227,15 @@ def save(
     Error: bad_model if a weight is not finite in `dtype`.
     """
     assert model.config.quantization is None  # quantised weights are no parameters: see quantize_folder.py
-    folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    assert lora.adapter_settings(model) is None  # see lora.save
     tensors = {}
     for name, parameter in model.named_parameters():
         tensors[name] = parameter.detach().to("cpu", dtype).contiguous()
         if not torch.isfinite(tensors[name]).all():
             raise GLMError("bad_model", f"{name} is not finite in {dtype}: nothing was saved.", field="model")
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in (about or {}).items()}
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        new = Path(temporary)
+    # config.json last: a folder without it is no model folder (see config.resolve_model)
+    with new_folder(Path(folder), ("tokenizer.model", "model.safetensors", "config.json")) as new:
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt", **metadata})
         model.config.save(new)
         shutil.copyfile(tokenizer, new / "tokenizer.model")
-        folder.mkdir(exist_ok=True)
-        # config.json last: a folder without it is no model folder (see config.resolve_model)
-        for name in ("tokenizer.model", "model.safetensors", "config.json"):
-            (new / name).chmod(0o644)  # temporary files are the owner's alone; a model folder is read by servers
-            (new / name).replace(folder / name)

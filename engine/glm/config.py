@@ -1,6 +1,7 @@
 """The shape of a GLM and the few conventions that differ between models, as stored in a model folder's config.json.
 
-A model folder holds `config.json`, `model*.safetensors` and `tokenizer.model`. Nothing here needs torch.
+A model folder holds `config.json`, `model*.safetensors` and `tokenizer.model`; in an adapter folder the weights are those of a
+base and of an adapter (adapter.py). Nothing here needs torch.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from engine.errors import GLMError
+from engine.glm.adapter import DESCRIPTION, read_adapter, weights_file
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = Path(__file__).resolve().parent.parent / "pretrained"
@@ -215,6 +217,51 @@ def resolve_model(model: str | Path) -> Path:
     return folder
 
 
+def base_folder(folder: Path) -> Path:
+    """The folder with the base weights of a model: for an adapter its base's, else the folder itself.
+
+    GLMError model_not_found if an adapter's base isn't there; unsupported if it is an adapter itself; bad_model.
+    """
+    adapter = read_adapter(folder)
+    if adapter is None:
+        return Path(folder)
+    base = EMBEDDED_FOLDER if adapter.base == EMBEDDED else Path(folder).resolve() / Path(adapter.base).expanduser()
+    base = Path(os.path.normpath(base))
+    if not (base / "config.json").is_file():
+        message = f"The adapter in {folder} needs its base, and there is no model in {base}."
+        raise GLMError("model_not_found", message, field="model")
+    if (base / DESCRIPTION).exists():
+        message = f"The adapter in {folder} has another adapter as its base, {base}: merge that one first."
+        raise GLMError("unsupported", message, field="model")
+    return base
+
+
+def check_base(folder: Path) -> None:
+    """GLMError bad_model if the base of a folder's adapter has other weights than it was trained over; reads them all."""
+    adapter = read_adapter(folder)
+    if adapter is None:
+        return
+    base = base_folder(folder)
+    found = weights_hash(base)
+    if found != adapter.base_sha256:
+        message = (
+            f"The adapter in {folder} was trained over weights with the hash {adapter.base_sha256[:12]}, and those in "
+            f"{base} have {found[:12]}."
+        )
+        raise GLMError("bad_model", message, field="model")
+
+
+def weights_size(folder: Path) -> int:
+    """Bytes of the files that a folder's model is loaded from, an adapter's base included."""
+    files = list(base_folder(folder).glob("model*.safetensors"))
+    return sum(path.stat().st_size for path in files) + adapter_size(folder)
+
+
+def adapter_size(folder: Path) -> int:
+    """Bytes of a folder's adapter in its file; 0 without one."""
+    return 0 if read_adapter(folder) is None else weights_file(folder).stat().st_size
+
+
 def check_split(config: Config, size: int) -> None:
     """GLMError unsupported if a model of this shape and quantisation can't be split over so many ranks."""
     for name in ("heads", "inner", "vocabulary"):
@@ -240,9 +287,13 @@ HASHES = "weights.sha256.json"
 def weights_hash(folder: Path, remember_from: int = 1 << 30) -> str:
     """SHA-256 (hex) over the names and bytes of a folder's safetensors files: the identity of a model version.
 
+    Of an adapter's folder: over its own file, its settings and what its description says of the base, which `check_base` checks.
     From `remember_from` bytes on, reading everything takes long: the hash is kept beside the files, with their names,
     sizes and times of change, and taken from there as long as these are the same.
     """
+    adapter = read_adapter(folder)
+    if adapter is not None:
+        return adapter.sha256(folder)
     paths = sorted(Path(folder).glob("model*.safetensors"))
     if not paths:
         raise GLMError("bad_model", f"{folder} has no model*.safetensors.", field="model")

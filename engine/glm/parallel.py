@@ -2,7 +2,8 @@
 
 Megatron's scheme (arXiv 1909.08053), as in GLM-130B: the projections to query/key/value (whole heads) and to the gated
 inner width are split by rows, each gate half on its own; the projections back are split by columns, their partial products
-summed, their biases added once; embedding and logits are split over the vocabulary. Everything else is in all ranks.
+summed, their biases added once; embedding and logits are split over the vocabulary. Everything else is in all ranks. Of an
+adapter's product B A (lora.py) the factor that has the split dimension is split as the matrix is, the other one is in all ranks.
 The same table cuts and joins the files of SwissArmyTransformer checkpoints.
 """
 
@@ -27,11 +28,14 @@ ROWS, HALVES, COLUMNS, WHOLE = "rows", "halves", "columns", "whole"
 def partition(name: str) -> str:
     """How the tensor of a name (a parameter's, or `...weight_scale`) is split: ROWS, HALVES (of the rows), COLUMNS or WHOLE."""
     module, _, kind = name.rpartition(".")
+    columns = module.endswith(("attention.dense", "mlp.dense_4h_to_h"))
+    if kind == ("lora_b" if columns else "lora_a"):
+        return WHOLE
     if module == "word_embeddings" or module.endswith("attention.query_key_value"):
         return ROWS
     if module.endswith("mlp.dense_h_to_4h"):
         return HALVES
-    if module.endswith(("attention.dense", "mlp.dense_4h_to_h")) and kind != "bias":
+    if columns and kind != "bias":
         return COLUMNS
     return WHOLE
 

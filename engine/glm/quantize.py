@@ -63,12 +63,37 @@ def unpack_nibbles(packed: Tensor) -> Tensor:
 
 
 def exact_product(states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-    """(..., columns) -> (..., rows) with the weight that is stood for, in the states' type. On any device."""
+    """(..., columns) -> (..., rows) with the weight that is stood for, in the states' type. On any device.
+
+    Gradients reach the states, and nothing that is written out is kept for them.
+    """
+    if torch.is_grad_enabled() and states.requires_grad:
+        return _ExactProduct.apply(states, weight, scale)
     bits = 8 * weight.shape[1] // states.shape[-1]
     product = states.new_empty(*states.shape[:-1], len(weight))
     for some in row_blocks(weight, states.shape[-1]):
         product[..., some] = F.linear(states, dequantize_weight(weight[some], scale[some], bits).to(states.dtype))
     return product
+
+
+class _ExactProduct(torch.autograd.Function):
+    """The weight is written out again on the way back, some rows at a time: kept, it would be the model in full precision."""
+
+    @staticmethod
+    def forward(ctx: Any, states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        ctx.save_for_backward(weight, scale)
+        ctx.columns = states.shape[-1]
+        return exact_product(states, weight, scale)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        weight, scale = ctx.saved_tensors
+        bits = 8 * weight.shape[1] // ctx.columns
+        total = torch.zeros(*gradient.shape[:-1], ctx.columns, dtype=torch.float32, device=gradient.device)
+        for some in row_blocks(weight, ctx.columns):
+            total += gradient[..., some] @ dequantize_weight(weight[some], scale[some], bits).to(gradient.dtype)
+        return total.to(gradient.dtype), None, None
 
 
 def row_blocks(matrix: Tensor, columns: int) -> Iterator[slice]:

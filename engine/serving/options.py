@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from engine.errors import GLMError
-from engine.glm.config import Config, check_split, resolve_model
+from engine.glm.config import Config, base_folder, check_split, resolve_model, weights_size
 from engine.serving.protocol import OFFLOADS, PRECISIONS, Options
 
 DEVICES = ("auto", "cpu")
@@ -50,8 +50,12 @@ def plan_replicas(
     if weights_budget is not None and offload == "none":
         message = "weights_budget says how much is loaded at a time: it needs offload host or disk."
         raise GLMError("bad_request", message, field="weights_budget")
-    # Every rank would find this out by itself, one process start later.
-    check_split(Config.load(resolve_model(model)).quantized(quantize, tensor_parallel), tensor_parallel)
+    # Every rank would find what follows by itself, one process start later.
+    folder = resolve_model(model)
+    if base_folder(folder) != folder and offload != "none":
+        message = f"The layers of {model} can't be streamed, for it is an adapter: merge it with its base first."
+        raise GLMError("unsupported", message, field="offload")
+    check_split(Config.load(folder).quantized(quantize, tensor_parallel), tensor_parallel)
     if threads is None:
         # A parallel region waits for its slowest thread: with a busy web process on the same core it stalls.
         threads = max(1, (_cores() - 1) // (replicas * tensor_parallel))
@@ -75,8 +79,7 @@ def plan_replicas(
 
 def loading_seconds(model: str | Path) -> float:
     """What loading may take: the weights are read twice, for the model and for their hash, from a disk of 100 MB/s."""
-    size = sum(path.stat().st_size for path in resolve_model(model).glob("model*.safetensors"))
-    return 600.0 + 2 * size // 100_000_000
+    return 600.0 + 2 * weights_size(resolve_model(model)) // 100_000_000
 
 
 def _cores() -> int:

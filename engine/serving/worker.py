@@ -123,15 +123,17 @@ def check_memory(options: Options, device: torch.device) -> int | None:
     """
     import torch
 
-    from engine.glm.config import Config, resolve_model
+    from engine.glm.config import Config, adapter_size, resolve_model
     from engine.glm.memory import free_memory
     from engine.glm.plan import Machine, Wish, require
 
+    folder = resolve_model(options.folder)
+    config, beside = Config.load(folder), adapter_size(folder)  # of the file, in fp32: at most what a rank has of it
     if device.type == "cpu":  # all ranks ask before any of them has anything: they wait for each other to connect
-        machine = Machine(0, free_memory())
+        machine = Machine(0, max(0, free_memory() - beside * options.tensor_parallel))
     else:
-        machine = Machine(options.tensor_parallel, torch.accelerator.get_memory_info(device)[0], free_memory())
-    config = Config.load(resolve_model(options.folder))
+        free = torch.accelerator.get_memory_info(device)[0]
+        machine = Machine(options.tensor_parallel, max(0, free - beside), free_memory())
     wish = Wish(
         options.precision,
         options.quantize,
