@@ -4,7 +4,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test test-heavy lint format train-embedded clean
+.PHONY: setup demo test test-heavy lint format train-embedded train-mini clean
 
 setup: $(VENV)/.installed
 
@@ -41,6 +41,11 @@ format: $(VENV)/.installed-test
 # DATA is the folder of sources that the recipe names. Stop it at any time; the same command resumes.
 train-embedded: setup
 	$(BIN)/python -m engine train engine/training/recipes/embedded.yaml --data $(DATA) --out runs/embedded
+
+# The same in small, in minutes.
+train-mini: setup
+	$(BIN)/python -m engine train engine/training/recipes/mini.yaml --data $(DATA) --out runs/mini
+	$(BIN)/python -m engine report runs/mini
 
 clean:
 	rm -rf $(VENV)

@@ -10,9 +10,11 @@ SUMMARIES = {
     "convert": "make a model folder from GLM-130B's checkpoint, whole or in its downloaded parts",
     "export": "write a model folder as a SwissArmyTransformer checkpoint, for any number of ranks",
     "quantize": "store a model's weights in 8 or 4 bits",
+    "merge": "make a plain model of an adapter and its base",
     "plan": "whether a model fits some hardware, and what it will do there",
     "bench": "how fast a model runs here, its weights in memory or streamed from disk",
     "train": "train a model by a recipe, or resume a run",
+    "trainspeed": "tokens a second of the trainer here, against a plain loop",
     "report": "what a trained model answers, and its score on held-out questions",
     "compare": "what a model loses with its weights in fewer bits, as a table",
 }
@@ -20,7 +22,7 @@ SUMMARIES = {
 
 def main(arguments: list[str]) -> int:
     """Run a command; returns the exit status. 2 is a mistake in the arguments, told in a sentence."""
-    lines = [f"  {name:10} {text}" for name, text in SUMMARIES.items()]
+    lines = [f"  {name:11}{text}" for name, text in SUMMARIES.items()]
     usage = "\n".join(
         ["usage: python -m engine COMMAND ...", "", "commands:", *lines, "", "COMMAND --help tells more.", ""]
     )

@@ -14,6 +14,7 @@ from engine.__main__ import SUMMARIES
 from engine.commands.plan import hardware_table
 from engine.glm.config import PRESETS
 from engine.serving import events
+from engine.training.recipe import LowRank, Recipe, Scale
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -38,9 +39,10 @@ def test_every_setting_is_in_the_table_with_its_default(name: str) -> None:
 
 def test_every_flag_in_the_readme_exists() -> None:
     known = set(re.findall(r"--[a-z][a-z-]+", run("app", "--help").stdout))
-    for command in ("generate", "convert", "export", "quantize", "plan", "bench", "compare", "train", "report"):
+    for command in SUMMARIES:
         known |= set(re.findall(r"--[a-z][a-z-]+", run("engine", command, "--help").stdout))
     known |= {"--index-url", "--reference", "--nproc-per-node"}  # pip's, pytest's, torchrun's
+    known |= {"--hostfile", "--no", "--module"}  # the deepspeed launcher's (--no_local_rank)
     for command in ("migrate", "stats"):
         known |= set(re.findall(r"--[a-z][a-z-]+", run("storage", command, "--help").stdout))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
@@ -79,3 +81,9 @@ def test_the_hardware_table_is_what_plan_prints() -> None:
 def test_every_engine_command_is_in_the_readme() -> None:
     named = set(re.findall(r"python -m engine\s+([a-z]+)", README))
     assert named == set(SUMMARIES)
+
+
+def test_every_field_of_a_recipe_is_in_the_readme() -> None:
+    chapter = README.split("## Train and fine-tune")[1].split("\n## ")[0]
+    fields = {*Recipe.model_fields, *Scale.model_fields, *LowRank.model_fields}
+    assert {field for field in fields if f"`{field}`" not in chapter} == set()

@@ -17,6 +17,7 @@ import torch
 
 from engine.errors import GLMError
 from engine.glm import checkpoint
+from engine.glm.config import weights_hash
 from engine.training.recipe import Recipe
 from engine.training.state import States
 from engine.training.watch import Watch
@@ -183,6 +184,32 @@ def still_there(run: Path) -> list[psutil.Process]:
     return [each for each in psutil.process_iter(["cmdline"]) if str(run) in (each.info["cmdline"] or [])]
 
 
+def test_an_adapter_is_trained_over_a_frozen_base(plain: Path, runs: Runs) -> None:
+    """The base doesn't change, a killed run goes on, and what comes out is served over the base or merged into it."""
+    recipe = (
+        RECIPE.replace("learning_rate: 0.002", "learning_rate: 0.02")
+        + f"initial: {plain / 'model'}\nlora: {{rank: 4}}\n"
+    )
+    before = weights_hash(plain / "model")
+    run = runs.whole("adapter", recipe)
+    assert weights_hash(plain / "model") == before
+    assert losses(run)[-1] < losses(run)[0] - 0.1
+    assert {path.name for path in (run / "model").iterdir()} == {
+        "adapter.json", "adapter.safetensors", "config.json", "tokenizer.model"
+    }  # fmt: skip
+    process = runs.start("adapter killed", recipe)
+    killed = plain.parent / "adapter killed"
+    eventually((killed / "state" / "latest").exists, "the state of step 4")
+    process.kill()
+    process.communicate()
+    assert losses(runs.whole("adapter killed", recipe)) == losses(run)
+    base, adapted = checkpoint.load(plain / "model"), checkpoint.load(run / "model")
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        first, second = (model(ids, ids, torch.tensor([10])) for model in (base, adapted))
+    assert not torch.equal(first, second)
+
+
 def test_a_full_disk_ends_a_run_that_goes_on_later(plain: Path, runs: Runs) -> None:
     """The metrics fit, a state doesn't."""
     recipe = scaled(streams=2)
@@ -266,6 +293,8 @@ def test_states_are_whole_or_not_there(tmp_path: Path) -> None:
         ("scale: {zero: 4}", "scale.zero"),
         ("ramp: {share: 0, steps: 3}", "ramp.share"),
         ("guard: {factor: 1}", "guard.factor"),
+        ("lora: {rank: 4}", "lora needs initial"),
+        ("lora: {rank: 0}\ninitial: embedded", "lora.rank"),
     ],
 )
 def test_what_does_not_go_together(tmp_path: Path, text: str, words: str) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from engine.errors import GLMError
+from engine.glm import lora
 from engine.glm.model import GLM
 from engine.training.data import Batch
 from engine.training.loss import LossModule
@@ -41,6 +42,9 @@ class Backend:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         if device is not None:
             model.to(device)
+        if recipe.scale.compile:
+            for layer in model.layers:
+                layer.compile()
         module = LossModule(model, checkpointing=recipe.scale.checkpointing)
         if self._zero == 3:  # the logits read the embedding outside of its own forward
             deepspeed.zero.register_external_parameter(module, model.word_embeddings.weight)
@@ -125,8 +129,14 @@ class Backend:
         if self._zero:
             self._engine.save_checkpoint(str(folder), tag=_PARTS, save_latest=False)
         elif self.rank == 0:
-            state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+            state = {"model": self._trained(), "optimizer": self.optimizer.state_dict()}
             torch.save(state, folder / _WEIGHTS)
+
+    def _trained(self) -> dict[str, torch.Tensor]:
+        """What changes in training: an adapter's base doesn't."""
+        if self.recipe.lora is None:
+            return self.model.state_dict()
+        return {name: matrix.detach() for name, matrix in lora.named_parameters(self.model).items()}
 
     def load(self, folder: Path) -> None:
         """What `save` wrote, by any number of ranks. GLMError bad_data if it was another kind of stage's, or can't be
@@ -154,7 +164,7 @@ class Backend:
                         state["step"] = torch.as_tensor(state["step"]).clone()
             return
         state = torch.load(whole, map_location=self.model.device, weights_only=True)
-        self.model.load_state_dict(state["model"])
+        self.model.load_state_dict(state["model"], strict=self.recipe.lora is None)
         self.optimizer.load_state_dict(state["optimizer"])
 
 
@@ -210,4 +220,6 @@ def _optimizer(recipe: Recipe, model: GLM) -> torch.optim.Optimizer:
     rates = options.learning_rate, options.embedding_learning_rate, options.weight_decay
     if options.kind == "muon":
         return MuonAdamW(parameter_groups(model, *rates), options.learning_rate)
+    if recipe.lora is not None:
+        return torch.optim.AdamW(lora.parameters(model), rates[0], betas=(0.9, 0.95), weight_decay=rates[2])
     return torch.optim.AdamW(adamw_groups(model, *rates), options.learning_rate, betas=(0.9, 0.95))

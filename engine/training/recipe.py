@@ -10,6 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.errors import GLMError
+from engine.glm.adapter import TARGETS, Lora
 from engine.glm.config import PRESETS, Config
 
 
@@ -57,7 +58,8 @@ class Scale(_Strict):
 
     zero: DeepSpeed's stage, of which 1 partitions the optimiser's states, 2 the gradients, too, 3 the weights, too. offload:
     the optimiser's states wait in host memory. micro_rows: rows of one forward pass of one process; None: all of a step.
-    checkpointing: a layer's activations are computed again in the backward pass. streams: orders of the data that a step's
+    checkpointing: a layer's activations are computed again in the backward pass. compile: layers are compiled by torch, which
+    takes a minute at first, and again for another length or number of rows. streams: orders of the data that a step's
     rows come from, the same for any number of processes; with at least as many as processes no row is made twice.
     """
 
@@ -66,7 +68,22 @@ class Scale(_Strict):
     offload: bool = False
     micro_rows: int | None = Field(None, ge=1)
     checkpointing: bool = False
+    compile: bool = False
     streams: int = Field(1, ge=1, le=4096)
+
+
+class LowRank(_Strict):
+    """Train a low-rank adapter over `initial` instead of all weights (LoRA, engine/glm/adapter.py). The learning rate is that of
+    its matrices; alpha: None means twice the rank."""
+
+    rank: int = Field(8, ge=1)
+    alpha: float | None = Field(None, gt=0)
+    targets: list[str] = list(TARGETS)
+    dropout: float = Field(0.0, ge=0, lt=1)
+
+    def settings(self) -> Lora:
+        """GLMError bad_request for targets that are none."""
+        return Lora(self.rank, self.alpha or 2.0 * self.rank, tuple(self.targets), self.dropout)
 
 
 class Ramp(_Strict):
@@ -106,6 +123,7 @@ class HeldOut(_Strict):
 
 class Recipe(_Strict):
     model: str
+    lora: LowRank | None = None
     initial: str | None = None  # a model folder, or "embedded", to go on from with its vocabulary; None: fresh weights
     seed: int = 1
     vocabulary: Vocabulary | None = None
@@ -159,6 +177,11 @@ class Recipe(_Strict):
         if self.optimizer.kind == "muon" and (scale.zero or scale.precision != "fp32"):
             message = "Muon needs whole matrices in fp32: take optimizer.kind adamw, or scale.zero 0 with fp32."
             raise GLMError("bad_data", f"{path}: {message}", field="optimizer.kind")
+        if self.lora is not None:
+            self.lora.settings()
+            if self.initial is None or self.optimizer.kind != "adamw" or scale.zero:
+                message = "lora needs initial, the model below it, optimizer.kind adamw, and scale.zero 0."
+                raise GLMError("bad_data", f"{path}: {message}", field="lora")
         if scale.zero == 0 and (scale.precision != "fp32" or scale.offload):
             message = (
                 "bf16, fp16 and offload need scale.zero 1 or more: weights in fp32 are kept beside the short ones."

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from engine.errors import GLMError
-from engine.glm import checkpoint
+from engine.glm import checkpoint, lora
 from engine.glm.config import Config, resolve_model
 from engine.glm.model import GLM, initialise
 from engine.glm.tokenizer import VOCABULARY_FILE, Tokenizer
@@ -115,7 +115,9 @@ class Trainer:
             model = GLM(recipe.config)
             initialise(model, torch.Generator().manual_seed(recipe.seed))
         else:
-            model = checkpoint.load(resolve_model(recipe.initial)).train()
+            model = checkpoint.load(resolve_model(recipe.initial), training=True)
+        if recipe.lora is not None and lora.adapter_settings(model) is None:
+            lora.add(model, recipe.lora.settings(), torch.Generator().manual_seed(recipe.seed))
         self._backend = Backend(recipe, model, self.rank, self.world)
         held = frozenset(row["question"] for row in self.held_out)
         names = self._names()
@@ -217,7 +219,12 @@ class Trainer:
         with self._backend.whole_model() as model:
             if model is not None:
                 about = {"steps": str(self.step), "held_out": digest(self.held_out)}
-                checkpoint.save(model, folder, tokenizer=self.tokenizer_file, about=about)
+                if self.recipe.lora is None:
+                    checkpoint.save(model, folder, tokenizer=self.tokenizer_file, about=about)
+                else:
+                    assert self.recipe.initial is not None
+                    name, base = self.recipe.config.name, self.recipe.initial
+                    lora.save(model, folder, base=base, name=name, tokenizer=self.tokenizer_file, about=about)
         self._barrier()
         return folder
 
