@@ -114,6 +114,8 @@ def plain(runs: Runs) -> Path:
         (2, {"zero": 0, "micro_rows": 1}),
         (2, {"zero": 1}),
         (2, {"zero": 3, "checkpointing": True}),
+        (2, {"zero": 0, "tensor_parallel": 2, "checkpointing": True}),
+        (4, {"zero": 1, "tensor_parallel": 2}),
     ],
     ids=str,
 )
@@ -143,18 +145,30 @@ def test_fp16_with_its_loss_scale(plain: Path, runs: Runs) -> None:
     assert losses(run)[-1] == pytest.approx(losses(plain)[-1], rel=0.05)
 
 
-@pytest.mark.parametrize("scale", [{"zero": 1}, {"zero": 3}], ids=str)
-def test_a_killed_partitioned_run_resumes_where_it_was_saved(runs: Runs, scale: dict) -> None:
+@pytest.mark.parametrize(
+    ("processes", "scale"),
+    [
+        (1, {"zero": 1}),
+        (1, {"zero": 3}),
+        (2, {"zero": 0, "tensor_parallel": 2}),
+        (2, {"zero": 1, "tensor_parallel": 2}),
+    ],
+    ids=str,
+)
+def test_a_killed_partitioned_run_resumes_where_it_was_saved(runs: Runs, processes: int, scale: dict) -> None:
     recipe = scaled(**scale)
-    whole = runs.whole(f"whole{scale}", recipe)
-    name = f"killed{scale}"
-    process = runs.start(name, recipe)
+    name = f"killed{scale}".replace(" ", "")
+    whole = runs.whole(f"whole{scale}".replace(" ", ""), recipe, processes)
+    process = runs.start(name, recipe, processes)
     run = whole.parent / name
     eventually((run / "state" / "latest").exists, "the state of step 4")
     process.kill()
     process.communicate()
-    assert (run / "state" / "latest").read_text() == "step-00000004\n"
-    assert losses(runs.whole(name, recipe)) == losses(whole)
+    eventually(lambda: not still_there(run), "its processes are gone")
+    for later in ("state/step-00000008", "model"):  # they may have come so far
+        shutil.rmtree(run / later, ignore_errors=True)
+    (run / "state" / "latest").write_text("step-00000004\n")
+    assert losses(runs.whole(name, recipe, processes)) == losses(whole)
     found, expected = (checkpoint.load(each / "model").state_dict() for each in (run, whole))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
@@ -293,6 +307,7 @@ def test_states_are_whole_or_not_there(tmp_path: Path) -> None:
         ("scale: {zero: 4}", "scale.zero"),
         ("ramp: {share: 0, steps: 3}", "ramp.share"),
         ("guard: {factor: 1}", "guard.factor"),
+        ("scale: {tensor_parallel: 2, zero: 2}", "tensor_parallel goes with"),
         ("lora: {rank: 4}", "lora needs initial"),
         ("lora: {rank: 0}\ninitial: embedded", "lora.rank"),
     ],
@@ -322,6 +337,12 @@ def test_cosine_and_ramp(tmp_path: Path) -> None:
     assert found.learning_rate_share(100) == pytest.approx(0.1)
     rows = [found.rows_at(step, 4) for step in range(100)]
     assert rows[0] == 16 and rows[40:] == [64] * 60 and rows == sorted(rows) and all(count % 4 == 0 for count in rows)
+
+
+def test_processes_must_divide(runs: Runs) -> None:
+    process = runs.start("three", scaled(tensor_parallel=3))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2 and "1 processes can't be divided into copies of 3" in errors
 
 
 def test_streams_must_divide(runs: Runs) -> None:

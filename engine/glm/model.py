@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from engine.glm.attention import MaskedAttention, prefix_visible
 from engine.glm.config import Config, Quantization, check_split
-from engine.glm.parallel import SINGLE, Ranks, scale_slice
+from engine.glm.parallel import SINGLE, Ranks, partition, scale_slice, slices
 from engine.glm.quantize import QuantizedLinear
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -96,7 +96,7 @@ class SelfAttention(nn.Module):
     def forward(self, states: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
         batch, length, _ = states.shape
         # (batch, length, heads, 3 * head_dim): the three parts of a head lie side by side
-        mixed = self.query_key_value(states).view(batch, length, -1, 3 * self.head_dim)
+        mixed = self.query_key_value(self.ranks.enter(states)).view(batch, length, -1, 3 * self.head_dim)
         query, key, value = mixed.chunk(3, dim=-1)
         context = attention(self.layer, rotate(query, rotary), rotate(key, rotary), value)
         return summed(self.dense, context.reshape(batch, length, -1), self.ranks)
@@ -113,7 +113,7 @@ class FeedForward(nn.Module):
         self.dense_4h_to_h = linear(own, config.hidden, config.quantization, True, ranks, **factory)
 
     def forward(self, states: Tensor) -> Tensor:
-        value, gate = self.dense_h_to_4h(states).chunk(2, dim=-1)
+        value, gate = self.dense_h_to_4h(self.ranks.enter(states)).chunk(2, dim=-1)
         return summed(self.dense_4h_to_h, value * F.gelu(gate), self.ranks)
 
 
@@ -201,7 +201,8 @@ class GLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states after the last layer -> (..., vocabulary), in every rank."""
-        return self.ranks.gather(product(self.final_layernorm(hidden), self.word_embeddings.weight))
+        states = self.ranks.enter(self.final_layernorm(hidden))
+        return self.ranks.gather(product(states, self.word_embeddings.weight))
 
     def forward(
         self, ids: Tensor, positions: Tensor, context_length: Tensor | None = None, visible: Tensor | None = None
@@ -219,11 +220,16 @@ class GLM(nn.Module):
 
 def initialise(model: GLM, generator: torch.Generator) -> None:
     """Fresh weights: DeepNorm's Xavier gains ((2 * layers) ** -0.5 for value, output and feed-forward, 1 for query and
-    key), zero biases, embedding N(0, 0.02) (GLM-130B, section 2.2)."""
+    key), zero biases, embedding N(0, 0.02) (GLM-130B, section 2.2). A rank gets its part of what one rank
+    alone would get."""
     config = model.config
     small = (2 * config.layers) ** -0.5
+    with torch.device("meta"):
+        shapes = {name: parameter.shape for name, parameter in GLM(config).named_parameters()}
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
+        for name, own in model.named_parameters():
+            # One whole matrix at a time: the numbers don't depend on the ranks.
+            parameter = own if own.shape == shapes[name] else own.new_empty(shapes[name])
             if "layernorm" in name:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
             elif name.endswith("bias"):
@@ -240,3 +246,7 @@ def initialise(model: GLM, generator: torch.Generator) -> None:
                     parameter.view(config.heads, 3, config.head_dim, columns)[:, 2].mul_(small)
                 else:
                     parameter.mul_(small)
+            if parameter is not own:
+                ranks = model.ranks
+                pieces = slices(partition(name), parameter.shape, ranks.rank, ranks.size)
+                own.copy_(torch.cat([parameter[piece] for piece in pieces]))

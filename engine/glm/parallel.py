@@ -86,19 +86,71 @@ class Ranks:
     size: int = 1
     group: Any = None  # of torch.distributed; None: the default one
 
+    def enter(self, tensor: Tensor) -> Tensor:
+        """What all ranks have, on its way into products that each rank has a part of: its gradient is the sum of theirs."""
+        return _Enter.apply(tensor, self) if self.size > 1 and _differentiated(tensor) else tensor
+
     def reduce(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
-        if self.size > 1:
-            torch.distributed.all_reduce(tensor, group=self.group)
+        """The sum over all ranks, in place where no gradient is asked for."""
+        if self.size == 1:
+            return tensor
+        if _differentiated(tensor):
+            return _Sum.apply(tensor, self)
+        torch.distributed.all_reduce(tensor, group=self.group)
         return tensor
 
     def gather(self, tensor: Tensor) -> Tensor:
         """(..., n) of each rank -> (..., size * n), in the order of the ranks."""
         if self.size == 1:
             return tensor
+        if _differentiated(tensor):
+            return _Gather.apply(tensor, self)
+        return self._gathered(tensor)
+
+    def _gathered(self, tensor: Tensor) -> Tensor:
         parts = [torch.empty_like(tensor) for _ in range(self.size)]
         torch.distributed.all_gather(parts, tensor.contiguous(), group=self.group)
         return torch.cat(parts, dim=-1)
+
+
+def _differentiated(tensor: Tensor) -> bool:
+    return torch.is_grad_enabled() and tensor.requires_grad
+
+
+class _Enter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return tensor.view_as(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        gradient = gradients[0].clone()
+        torch.distributed.all_reduce(gradient, group=ctx.ranks.group)
+        return gradient, None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+        total = tensor.clone()
+        torch.distributed.all_reduce(total, group=ranks.group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None  # what follows is the same in all ranks, and so is its gradient
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, ranks: Ranks) -> Tensor:
+        ctx.ranks = ranks
+        return ranks._gathered(tensor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0].chunk(ctx.ranks.size, dim=-1)[ctx.ranks.rank], None
 
 
 SINGLE = Ranks()

@@ -20,25 +20,33 @@ import torch
 from engine.errors import GLMError
 from engine.glm import lora
 from engine.glm.model import GLM
+from engine.glm.parallel import WHOLE, join, partition
 from engine.training.data import Batch
+from engine.training.grid import Grid
 from engine.training.loss import LossModule
 from engine.training.optimizer import MuonAdamW, adamw_groups, parameter_groups
 from engine.training.recipe import Recipe
 from engine.training.streams import rows_of
 
-_WEIGHTS = "weights.pt"
+_WEIGHTS = "weights-{}.pt"
 _PARTS, _UNIVERSAL = "zero", "universal"  # folders of a state from stage 1 on: each rank's part; any number of ranks'
 _LOSS_SCALE_POWER = 16  # fp16 begins at 2 ** 16 and halves it until nothing overflows
 
 
 class Backend:
-    """model: whole, in fp32; it belongs to the backend from then on."""
+    """model: in fp32, this rank's part of it (grid.tensor); it belongs to the backend from then on."""
 
-    def __init__(self, recipe: Recipe, model: GLM, rank: int, world: int) -> None:
+    def __init__(self, recipe: Recipe, model: GLM, grid: Grid) -> None:
         import deepspeed
 
-        self.recipe, self.model, self.rank, self.world = recipe, model, rank, world
-        self._zero = recipe.scale.zero
+        self.recipe, self.model, self.grid = recipe, model, grid
+        # Parameters that ranks have parts of; the others are the same in all of them.
+        self._split = {
+            name for name, _ in model.named_parameters() if grid.tensor.size > 1 and partition(name) != WHOLE
+        }
+        for name, parameter in model.named_parameters():
+            parameter.tensor_model_parallel = name in self._split  # for DeepSpeed's norm
+        self._zero, self._norm = recipe.scale.zero, 0.0
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         if device is not None:
             model.to(device)
@@ -52,7 +60,11 @@ class Backend:
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         try:
             self._engine, *_ = deepspeed.initialize(
-                model=module, optimizer=self.optimizer, config=settings(recipe), dist_init_required=False
+                model=module,
+                optimizer=self.optimizer,
+                config=settings(recipe),
+                dist_init_required=False,
+                mpu=grid if grid.tensor.size > 1 else None,
             )
         except ValueError as error:  # "Type fp16 is not supported on your device."
             raise GLMError("unsupported", f"DeepSpeed refuses: {error}", field="scale.precision") from error
@@ -66,8 +78,8 @@ class Backend:
         size = self.recipe.scale.micro_rows or len(batch.ids)
         for start in range(0, len(batch.ids), size):
             loss, _ = self._engine(rows_of(batch, slice(start, start + size)), embedding_gradient)
-            # DeepSpeed averages over ranks: times their number it is the sum.
-            self._engine.backward(loss * (self.world / count))
+            # Gradients are averaged over the copies: times their number it is the sum.
+            self._engine.backward(loss * (self.grid.data_size / count))
             total += float(loss.detach())
         return total
 
@@ -75,22 +87,35 @@ class Backend:
         """Of the gradient of the whole step, if it can be known before the update."""
         if self._zero:
             return None
-        gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
-        if self.world > 1:
-            for gradient in gradients:
-                torch.distributed.all_reduce(gradient)
-                gradient /= self.world
-        return float(torch.nn.utils.get_total_norm(gradients))
+        for gradient in self._gradients.values():
+            self.grid.sum_over_copies(gradient).div_(self.grid.data_size)
+        self._norm = self._norm_of(self._gradients)
+        return self._norm
 
     def embedding_norm(self) -> float | None:
         """Of the embedding's gradient, where `norm_before` is known."""
-        gradient = self.model.word_embeddings.weight.grad
-        return None if self._zero or gradient is None else float(gradient.norm())
+        name = "word_embeddings.weight"
+        gradient = self._gradients.get(name)
+        return None if self._zero or gradient is None else self._norm_of({name: gradient})
+
+    @property
+    def _gradients(self) -> dict[str, torch.Tensor]:
+        found = {name: parameter.grad for name, parameter in self.model.named_parameters()}
+        return {name: gradient for name, gradient in found.items() if gradient is not None}
+
+    def _norm_of(self, gradients: dict[str, torch.Tensor]) -> float:
+        """Of whole gradients, whose parts ranks may have."""
+        own = torch.nn.utils.get_total_norm([gradient for name, gradient in gradients.items() if name in self._split])
+        same = torch.nn.utils.get_total_norm([gradients[name] for name in gradients if name not in self._split])
+        return float((self.grid.tensor.reduce(own.square()) + same.square()).sqrt())
 
     def update(self, share: float) -> float | None:
         """One step of the optimiser with a share of the peak learning rates. Returns the gradient's norm where it is known now."""
         for group, peak in zip(self._engine.optimizer.param_groups, self.peaks, strict=True):
             group["lr"] = peak * share
+        if self._zero == 0 and self._norm > self.recipe.optimizer.clip:
+            for gradient in self._gradients.values():
+                gradient.mul_(self.recipe.optimizer.clip / self._norm)
         self._engine.step()
         return float(self._engine.get_global_grad_norm()) if self._zero else None
 
@@ -113,24 +138,30 @@ class Backend:
         """The model on the CPU in rank 0, None in the others; all must ask."""
         import deepspeed
 
-        if self._zero < 3:
-            yield self.model if self.rank == 0 else None
+        ranks = self.grid.tensor
+        if self._zero < 3 and ranks.size == 1:
+            yield self.model if self.grid.rank == 0 else None
             return
-        copy = GLM(self.model.config) if self.rank == 0 else None
+        copy = GLM(self.model.config) if self.grid.rank == 0 else None
         targets = dict(copy.named_parameters()) if copy is not None else {}
         for name, parameter in self.model.named_parameters():
-            with deepspeed.zero.GatheredParameters([parameter]), torch.no_grad():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._zero == 3), torch.no_grad():
+                whole: torch.Tensor = parameter
+                if ranks.size > 1:
+                    parts = [torch.empty_like(parameter) for _ in range(ranks.size)]
+                    torch.distributed.all_gather(parts, parameter.contiguous(), group=ranks.group)
+                    whole = join(partition(name), parts)
                 if copy is not None:
-                    targets[name].copy_(parameter)
+                    targets[name].copy_(whole)
         yield copy
 
     def save(self, folder: Path) -> None:
         """Weights and optimiser; called in all ranks."""
         if self._zero:
             self._engine.save_checkpoint(str(folder), tag=_PARTS, save_latest=False)
-        elif self.rank == 0:
+        elif self.grid.data_rank == 0:
             state = {"model": self._trained(), "optimizer": self.optimizer.state_dict()}
-            torch.save(state, folder / _WEIGHTS)
+            torch.save(state, folder / _WEIGHTS.format(self.grid.tensor.rank))
 
     def _trained(self) -> dict[str, torch.Tensor]:
         """What changes in training: an adapter's base doesn't."""
@@ -141,15 +172,22 @@ class Backend:
     def load(self, folder: Path) -> None:
         """What `save` wrote, by any number of ranks. GLMError bad_data if it was another kind of stage's, or can't be
         rearranged."""
-        whole = folder / _WEIGHTS
-        if whole.exists() != (self._zero == 0):
+        saved = len(list(folder.glob(_WEIGHTS.format("*"))))
+        if bool(saved) != (self._zero == 0):
             message = f"{folder} was saved with another ZeRO stage: go on with that one."
             raise GLMError("bad_data", message, field="scale.zero")
+        if saved not in (0, self.grid.tensor.size):
+            message = f"{folder} was saved by copies of {saved} processes, not {self.grid.tensor.size}."
+            raise GLMError("bad_data", message, field="scale.tensor_parallel", limit=saved)
         if self._zero:
             tag = _PARTS
-            if len(list((folder / _PARTS).glob("*zero_pp_rank_*_optim_states.pt"))) != self.world:
+            parts = len(list((folder / _PARTS).glob("*zero_pp_rank_*_optim_states.pt")))
+            if parts != self.grid.data_size * self.grid.tensor.size:
+                if self.grid.tensor.size > 1:
+                    message = f"{folder} was saved by {parts} processes: with tensor_parallel it takes as many again."
+                    raise GLMError("bad_data", message, field="scale.tensor_parallel", limit=parts)
                 tag = _UNIVERSAL
-                if self.rank == 0:
+                if self.grid.rank == 0:
                     rearrange(folder)
                 torch.distributed.barrier()
                 self._engine._config.load_universal_checkpoint = True
@@ -163,7 +201,8 @@ class Backend:
                     if "step" in state:
                         state["step"] = torch.as_tensor(state["step"]).clone()
             return
-        state = torch.load(whole, map_location=self.model.device, weights_only=True)
+        own = folder / _WEIGHTS.format(self.grid.tensor.rank)
+        state = torch.load(own, map_location=self.model.device, weights_only=True)
         self.model.load_state_dict(state["model"], strict=self.recipe.lora is None)
         self.optimizer.load_state_dict(state["optimizer"])
 
@@ -202,7 +241,7 @@ def settings(recipe: Recipe) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,  # a step ends where `update` is called
-        "gradient_clipping": recipe.optimizer.clip,
+        "gradient_clipping": recipe.optimizer.clip if scale.zero else 0.0,  # stage 0's are clipped in `update`
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

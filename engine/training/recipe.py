@@ -58,6 +58,7 @@ class Scale(_Strict):
 
     zero: DeepSpeed's stage, of which 1 partitions the optimiser's states, 2 the gradients, too, 3 the weights, too. offload:
     the optimiser's states wait in host memory. micro_rows: rows of one forward pass of one process; None: all of a step.
+    tensor_parallel: processes that share one copy of the model, each with a part of every matrix; the copies share the rows.
     checkpointing: a layer's activations are computed again in the backward pass. compile: layers are compiled by torch, which
     takes a minute at first, and again for another length or number of rows. streams: orders of the data that a step's
     rows come from, the same for any number of processes; with at least as many as processes no row is made twice.
@@ -67,6 +68,7 @@ class Scale(_Strict):
     zero: int = Field(0, ge=0, le=3)
     offload: bool = False
     micro_rows: int | None = Field(None, ge=1)
+    tensor_parallel: int = Field(1, ge=1)
     checkpointing: bool = False
     compile: bool = False
     streams: int = Field(1, ge=1, le=4096)
@@ -182,6 +184,9 @@ class Recipe(_Strict):
             if self.initial is None or self.optimizer.kind != "adamw" or scale.zero:
                 message = "lora needs initial, the model below it, optimizer.kind adamw, and scale.zero 0."
                 raise GLMError("bad_data", f"{path}: {message}", field="lora")
+        if scale.tensor_parallel > 1 and (self.optimizer.kind == "muon" or scale.zero > 1 or self.lora is not None):
+            message = "tensor_parallel goes with optimizer.kind adamw, scale.zero 0 or 1, and no lora."
+            raise GLMError("bad_data", f"{path}: {message}", field="scale.tensor_parallel")
         if scale.zero == 0 and (scale.precision != "fp32" or scale.offload):
             message = (
                 "bf16, fp16 and offload need scale.zero 1 or more: weights in fp32 are kept beside the short ones."

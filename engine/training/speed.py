@@ -21,6 +21,7 @@ from engine.glm.config import PRESETS, Config
 from engine.glm.model import GLM, initialise
 from engine.training.backend import Backend
 from engine.training.data import Batch
+from engine.training.grid import Grid
 from engine.training.loss import batch_loss
 from engine.training.matmul_peak import attended, measure, training_flops
 from engine.training.optimizer import adamw_groups
@@ -129,7 +130,7 @@ def _all_logits(model: GLM, batch: Batch) -> tuple[torch.Tensor, int]:
 def _trainer(config: Config, scale: Scale) -> Callable[[Batch], None]:
     options = Optimizer(kind="adamw", learning_rate=_LEARNING_RATE, embedding_learning_rate=_LEARNING_RATE)
     stage = Stage(name="all", steps=1, rows=1, length=16, weights={"x": 1.0})
-    backend = Backend(Recipe(model=config.name, optimizer=options, stages=[stage], scale=scale), _model(config), 0, 1)
+    backend = Backend(Recipe(model=config.name, optimizer=options, stages=[stage], scale=scale), _model(config), Grid())
 
     def step(batch: Batch) -> None:
         backend.gradients(batch, int((batch.targets >= 0).sum()), 1.0)

@@ -26,6 +26,7 @@ from engine.glm.model import GLM, initialise
 from engine.glm.tokenizer import VOCABULARY_FILE, Tokenizer
 from engine.training.backend import Backend
 from engine.training.data import Mixture, load_source
+from engine.training.grid import Grid
 from engine.training.held_out import digest, held_out_rows
 from engine.training.objective import Objective
 from engine.training.recipe import Recipe, Stage
@@ -111,14 +112,15 @@ class Trainer:
         """Run to the last step; returns the model folder. GLMError internal for a run that does not come to rest."""
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
+        self._grid = grid = Grid.make(self.rank, self.world, recipe.scale.tensor_parallel)
         if recipe.initial is None:
-            model = GLM(recipe.config)
+            model = GLM(recipe.config, ranks=grid.tensor)
             initialise(model, torch.Generator().manual_seed(recipe.seed))
         else:
-            model = checkpoint.load(resolve_model(recipe.initial), training=True)
+            model = checkpoint.load(resolve_model(recipe.initial), ranks=grid.tensor, training=True)
         if recipe.lora is not None and lora.adapter_settings(model) is None:
             lora.add(model, recipe.lora.settings(), torch.Generator().manual_seed(recipe.seed))
-        self._backend = Backend(recipe, model, self.rank, self.world)
+        self._backend = Backend(recipe, model, grid)
         held = frozenset(row["question"] for row in self.held_out)
         names = self._names()
         sources = [load_source(self.data, name, recipe.sources.get(name, {}), self.tokenizer, held) for name in names]
@@ -127,7 +129,7 @@ class Trainer:
         def make(stream: int) -> Mixture:
             return Mixture(sources, recipe.config.chat, self.tokenizer, objective, recipe.seed * 1000 + stream)
 
-        self._streams = Streams(recipe.scale.streams, self.rank, self.world, make)
+        self._streams = Streams(recipe.scale.streams, grid.data_rank, grid.data_size, make)
         guard = recipe.guard
         self._watch = Watch(guard.factor, guard.window, guard.patience)
         self._rewinds = 0
@@ -145,7 +147,7 @@ class Trainer:
         started = time.perf_counter()
         recipe, backend = self.recipe, self._backend
         share = recipe.learning_rate_share(self.step)
-        multiple = max(self.world, recipe.scale.streams)
+        multiple = max(self._grid.data_size, recipe.scale.streams)
         batch = self._streams.batch(stage.name, weights, recipe.rows_at(self.step, multiple), stage.length)
         targets, tokens = self._sum(float((batch.targets >= 0).sum()), float(batch.tokens))
         own = backend.gradients(batch, int(targets), recipe.optimizer.embedding_gradient_share(self.step))
@@ -186,14 +188,13 @@ class Trainer:
             self._write_model(self.folder / "checkpoints" / f"step-{self.step:08d}")
 
     def _sum(self, *values: float) -> list[float]:
-        """Over all ranks."""
-        if self.world == 1:
+        """Over all copies of the model."""
+        if self._grid.data_size == 1:
             return list(values)
         device = self._backend.model.device
         kind = torch.float64 if device.type != "mps" else torch.float32
         total = torch.tensor(values, dtype=kind, device=device)
-        torch.distributed.all_reduce(total)
-        return total.tolist()
+        return self._grid.sum_over_copies(total).tolist()
 
     def _rewind(self, loss: float) -> None:
         """Back to the last saved weights, on with the data from here: the batches that led here don't come again."""
@@ -237,7 +238,7 @@ class Trainer:
             "rewinds": self._rewinds,
             "streams": self._streams.state(),
         }
-        if own["streams"]:
+        if own["streams"] and self._grid.tensor.rank == 0:
             torch.save(own, folder / f"trainer-{self.rank}.pt")
 
     def _restore(self, folder: Path, *, data: bool) -> None:
