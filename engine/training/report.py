@@ -1,16 +1,16 @@
-"""Ask a trained model its examples and its held-out questions, through the same path as the server; draw its loss."""
+"""Ask a trained model its examples and its held-out questions, through the same path as the server."""
 
 from __future__ import annotations
 
 import asyncio
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.errors import GLMError
 from engine.glm.config import Config, weights_hash
 from engine.glm.tokenizer import Tokenizer
 from engine.serving import generate
-from engine.serving.events import Done
+from engine.serving.events import Blank, Done, Error
 from engine.serving.pool import Pool
 from engine.serving.protocol import Sampling
 
@@ -44,31 +44,44 @@ EXAMPLES = (
 )
 
 
+NEW_TOKENS = 64  # of an answer, at most
+
+
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A question and what the model said to it, with temperature 0."""
+    """A question and what the model said to it, with temperature 0. fills: of its blanks, in order; one for chat."""
 
     mode: str
     question: str
     answer: str
+    fills: tuple[str, ...] = ()
 
 
 async def ask(pool: Pool, tokenizer: Tokenizer, config: Config, questions: list[tuple[str, str]]) -> list[Asked]:
-    """Answer (mode, text) questions greedily, as many at once as the pool takes."""
+    """Answer (mode, text) questions greedily, as many at once as the pool takes. GLMError: see `ask_one`."""
+    return await asyncio.gather(*(ask_one(pool, tokenizer, config, mode, text) for mode, text in questions))
 
-    async def one(mode: str, text: str) -> Asked:
-        sampling = Sampling(temperature=0.0, max_new_tokens=64)
-        if mode == "chat":
-            run = generate.chat(pool, tokenizer, [("user", text)], sampling, chat_format=config.chat)
-        else:
-            run = generate.fill(pool, tokenizer, text, sampling)
-        last = None
-        async for event in run:
-            last = event
-        assert isinstance(last, Done), last
-        return Asked(mode, text, last.text)
 
-    return await asyncio.gather(*(one(mode, text) for mode, text in questions))
+async def ask_one(pool: Pool, tokenizer: Tokenizer, config: Config, mode: str, text: str) -> Asked:
+    """Answer one question. mode: "chat", or "fill" for a text with blanks.
+
+    GLMError: those of generate.chat and generate.fill, and of a run that failed, non_finite_logits say.
+    """
+    sampling = Sampling(temperature=0.0, max_new_tokens=NEW_TOKENS)
+    if mode == "chat":
+        run = generate.chat(pool, tokenizer, [("user", text)], sampling, chat_format=config.chat)
+    else:
+        run = generate.fill(pool, tokenizer, text, sampling)
+    fills: list[str] = []
+    last = None
+    async for event in run:
+        if isinstance(event, Blank):
+            fills.append(event.text)
+        last = event
+    if isinstance(last, Error):
+        raise GLMError(last.kind, last.message, field=last.field, limit=last.limit)
+    assert isinstance(last, Done), last
+    return Asked(mode, text, last.text, tuple(fills))
 
 
 def plain(text: str) -> str:
@@ -76,74 +89,41 @@ def plain(text: str) -> str:
     return " ".join(text.lower().split()).strip(" .。!！?？")
 
 
-async def report(folder: Path, held_out: list[dict]) -> dict:
-    """Answers to the examples, and the share of held-out questions that are answered exactly right, by language."""
+async def report(folder: Path, held_out: list[dict] | None, examples: bool = True) -> dict:
+    """Answers to the examples, and the share of held-out questions that are answered exactly right, by language.
+
+    held_out: rows {"question", "answer", "lang"}; None: they are not asked, and have no entry. examples: the same for those.
+    GLMError: those of Pool and `ask`.
+    """
     config, tokenizer = Config.load(folder), Tokenizer.load(folder)
-    pool = Pool(folder, slots=16)
-    await pool.start()
-    try:
-        examples = await ask(pool, tokenizer, config, list(EXAMPLES))
-        answers = await ask(pool, tokenizer, config, [("chat", row["question"]) for row in held_out])
-    finally:
-        await pool.stop()
+    asked = list(EXAMPLES) if examples else []
+    questions = [("chat", row["question"]) for row in held_out or []]
+    async with Pool(folder, slots=16, queue=max(1, len(asked) + len(questions))) as pool:
+        answers = await ask(pool, tokenizer, config, asked + questions)
+    found = {"model": config.name, "parameters": config.parameters(), "weights_sha256": weights_hash(folder)}
+    if examples:
+        found["examples"] = [
+            {"mode": one.mode, "question": one.question, "answer": one.answer} for one in answers[: len(asked)]
+        ]
+    if held_out is not None:
+        found["held_out"] = _scored(held_out, answers[len(asked) :])
+    return found
+
+
+def _scored(held_out: list[dict], answers: list[Asked]) -> dict:
     rows = [
         {**row, "said": asked.answer, "right": plain(asked.answer) == plain(row["answer"])}
         for row, asked in zip(held_out, answers, strict=True)
     ]
-    languages = sorted({row["lang"] for row in rows})
     return {
-        "model": config.name,
-        "parameters": config.parameters(),
-        "weights_sha256": weights_hash(folder),
-        "examples": [{"mode": asked.mode, "question": asked.question, "answer": asked.answer} for asked in examples],
-        "held_out": {
-            "questions": len(rows),
-            "right": sum(row["right"] for row in rows),
-            "by_language": {
-                language: [
-                    sum(row["right"] for row in rows if row["lang"] == language),
-                    sum(row["lang"] == language for row in rows),
-                ]
-                for language in languages
-            },
-            "wrong": [{key: row[key] for key in ("question", "answer", "said")} for row in rows if not row["right"]],
+        "questions": len(rows),
+        "right": sum(row["right"] for row in rows),
+        "by_language": {
+            language: [
+                sum(row["right"] for row in rows if row["lang"] == language),
+                sum(row["lang"] == language for row in rows),
+            ]
+            for language in sorted({row["lang"] for row in rows})
         },
-    }
-
-
-def draw_loss(metrics: Path, picture: Path) -> dict:
-    """Draw the loss over training tokens into an image file; returns totals of the run."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
-    tokens, total = [], 0
-    for line in lines:
-        total += line["tokens"]
-        tokens.append(total / 1e6)
-    losses = [line["loss"] for line in lines]
-    smooth = [sum(losses[max(0, i - 24) : i + 1]) / len(losses[max(0, i - 24) : i + 1]) for i in range(len(losses))]
-    figure, axes = pyplot.subplots(figsize=(7, 3.5))
-    axes.plot(tokens, losses, linewidth=0.4, alpha=0.4, color="tab:blue")
-    axes.plot(tokens, smooth, linewidth=1.5, color="tab:blue", label="loss (mean of 25 steps)")
-    changes = [i for i in range(1, len(lines)) if lines[i]["stage"] != lines[i - 1]["stage"]]
-    for i in changes:
-        axes.axvline(tokens[i], color="gray", linewidth=0.8, linestyle="--")
-        axes.annotate(
-            lines[i]["stage"], (tokens[i], max(losses) * 0.9), xytext=(4, 0), textcoords="offset points", fontsize=8
-        )
-    axes.set_xlabel("million tokens read")
-    axes.set_ylabel("cross-entropy per target token")
-    axes.legend(fontsize=8)
-    figure.tight_layout()
-    figure.savefig(picture, dpi=110)
-    pyplot.close(figure)
-    return {
-        "steps": len(lines),
-        "tokens": total,
-        "targets": sum(line["targets"] for line in lines),
-        "hours": round(sum(line["seconds"] for line in lines) / 3600, 2),
-        "last_loss": round(smooth[-1], 3),
+        "wrong": [{key: row[key] for key in ("question", "answer", "said")} for row in rows if not row["right"]],
     }

@@ -8,6 +8,7 @@ all processes. Started under torchrun or the deepspeed launcher, several process
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import shutil
@@ -28,7 +29,9 @@ from engine.training.backend import Backend
 from engine.training.data import Mixture, load_source
 from engine.training.grid import Grid
 from engine.training.held_out import digest, held_out_rows
+from engine.training.matmul_peak import attended, measure, training_flops
 from engine.training.objective import Objective
+from engine.training.progress import Line
 from engine.training.recipe import Recipe, Stage
 from engine.training.sources import find_source, read_rows, row_text
 from engine.training.state import States
@@ -37,6 +40,8 @@ from engine.training.vocabulary import train_vocabulary
 from engine.training.watch import Watch
 
 log = logging.getLogger(__name__)
+
+_PEAK_SECONDS = 0.5  # for measuring the machine
 
 
 class Trainer:
@@ -138,12 +143,18 @@ class Trainer:
             self._restore(last, data=True)
             log.info("resumed at step %d", self.step)
         self._trim_metrics()
-        while self.step < recipe.steps:
-            stage = recipe.stage_at(self.step)
-            self._one_step(stage, [stage.weights.get(name, 0.0) for name in names])
+        # Of all processes together, if they are as fast as this one and not on the same cores.
+        self._peak = self.world * measure(_PEAK_SECONDS, device=model.device) if self.rank == 0 else 0.0
+        with Line(recipe.steps) if self.rank == 0 else contextlib.nullcontext() as line:
+            while self.step < recipe.steps:
+                stage = recipe.stage_at(self.step)
+                metrics = self._one_step(stage, [stage.weights.get(name, 0.0) for name in names])
+                if line is not None and metrics is not None:
+                    line(metrics)
         return self._write_model(self.folder / "model")
 
-    def _one_step(self, stage: Stage, weights: list[float]) -> None:
+    def _one_step(self, stage: Stage, weights: list[float]) -> dict[str, Any] | None:
+        """What was written to metrics.jsonl; None after a return to a saved state."""
         started = time.perf_counter()
         recipe, backend = self.recipe, self._backend
         share = recipe.learning_rate_share(self.step)
@@ -164,28 +175,32 @@ class Trainer:
         if backend.skipped > skipped:  # fp16's scaling is looking for its place
             line["event"] = "skip"
         self.step += 1
-        self._write(
-            line
-            | {
-                "targets": int(targets),
-                "tokens": int(tokens),
-                "learning_rate_share": round(share, 4),
-                "gradient_norm": None if norm is None else _rounded(norm),
-                "seconds": round(time.perf_counter() - started, 3),
-            }
-            | ({} if embedding_norm is None else {"embedding_gradient_norm": _rounded(embedding_norm)})
-            | ({} if backend.loss_scale is None else {"loss_scale": backend.loss_scale})
-        )
+        seconds = time.perf_counter() - started
+        line |= {
+            "targets": int(targets),
+            "tokens": int(tokens),
+            "learning_rate_share": round(share, 4),
+            "gradient_norm": None if norm is None else _rounded(norm),
+            "seconds": round(seconds, 3),
+        }
+        if embedding_norm is not None:
+            line["embedding_gradient_norm"] = _rounded(embedding_norm)
+        if backend.loss_scale is not None:
+            line["loss_scale"] = backend.loss_scale
+        if self.rank == 0 and recipe.lora is None:  # whose share of operations is another
+            operations = training_flops(
+                recipe.config, int(tokens), int(targets), attended(batch.document) * self._grid.data_size
+            )
+            line["peak_share"] = round(operations / seconds / self._peak, 4)
+        self._write(line)
         if "event" not in line and self._watch.after(loss, norm) == "rewind":
             self._rewind(loss)
-            return
-        if self.rank == 0 and self.step % 10 == 0:
-            rate = tokens / (time.perf_counter() - started)
-            log.info("step %d/%d %s loss %.3f %.0f tokens/s", self.step, recipe.steps, stage.name, loss, rate)
+            return None
         if self.step % recipe.save_every == 0 or self.step == recipe.steps:
             self._states.save(self.step, self._save)
         if recipe.snapshot_every and self.step % recipe.snapshot_every == 0:
             self._write_model(self.folder / "checkpoints" / f"step-{self.step:08d}")
+        return line
 
     def _sum(self, *values: float) -> list[float]:
         """Over all copies of the model."""
