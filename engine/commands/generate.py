@@ -15,31 +15,29 @@ import logging
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.commands.generate_options import beams, parser, source
 from engine.errors import GLMError
 from engine.glm import blanks
-from engine.glm.config import QUANTIZATIONS, Config, resolve_model
+from engine.glm.config import Config, resolve_model
 from engine.glm.size import parse_size
 from engine.glm.tokenizer import Tokenizer
 from engine.serving import generate, protocol
 from engine.serving.events import Beams, Blank, Delta, Done, Error
-from engine.serving.options import DEVICES
 from engine.serving.pool import Pool
 from engine.serving.protocol import Sampling
 from engine.serving.run import Run
 
-_SAMPLING, _BEAMS = "BaseStrategy", "BeamSearchStrategy"  # as GLM-130B's generate.py names them
 _FILLED, _PLAIN = "\x1b[32;4m", "\x1b[0m"
-_FILE_ENDINGS = (".txt", ".tsv", ".csv", ".json", ".jsonl", ".md")
 _MISTAKES = ("bad_request", "unknown_mask", "prompt_too_long", "model_not_found", "bad_model", "unsupported")
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = parser(__doc__).parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
         with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
@@ -59,62 +57,6 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         sys.stderr.write(f"{error.filename or 'output'}: {error.strerror}\n")
         return 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m engine generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("--input-source", default="interactive", metavar="interactive|FILE|TEXT", help="default: interactive")
-    add("--output-path", type=Path, metavar="FILE|FOLDER", help="also write results: to one file if the name has an ending "
-        "(.txt, .jsonl), else to a folder, one file for each input")  # fmt: skip
-    add("--model", default="embedded", help='"embedded" (default) or a model folder')
-    add("--chat", action="store_true", help="the input is a user's message; interactively, a conversation")
-    add("--json", action="store_true", help="one JSON object a line for each input")
-    add("--with-id", action="store_true", help="each input is an id, a tab, and the text; the id names its output")
-    add("--max-new-tokens", type=int, help="of each blank (default: 32 for [MASK], 64 for [sMASK], 256 for [gMASK])")
-    add("--out-seq-length", type=int, help="tokens of a prompt and its answer together, as in GLM-130B's generate.py")
-    add("--min-gen-length", type=int, default=0, help="tokens of each blank, at least")
-    add("--temperature", type=float, default=1.0, help="0 takes the most likely token (default: 1)")
-    add("--top-k", type=int, default=0, help="choose among so many tokens (default: 0, all)")
-    add(
-        "--top-p",
-        type=float,
-        default=1.0,
-        help="choose among the likeliest tokens of this total probability (default: 1)",
-    )
-    add("--repetition-penalty", type=float, default=1.0, help="above 1: tokens that were there are less likely")
-    add("--no-repeat-ngram-size", type=int, default=0, help="no sequence of so many tokens comes twice")
-    add("--sampling-strategy", choices=(_SAMPLING, _BEAMS), help="token by token, or beam search (default: "
-        "beam search with --num-beams, else token by token)")  # fmt: skip
-    add("--num-beams", type=int, help="answers that beam search keeps at a time (default: 4)")
-    add("--length-penalty", type=float, help="of a beam's score, its log-probability / ((5 + length) / 6) ** penalty "
-        "(default: 1; above it favours long answers)")  # fmt: skip
-    add("--sampled-beams", action="store_true", help="draw the beams' continuations, as GLM-130B's generate.py does, "
-        "instead of taking the best")  # fmt: skip
-    add("--print-all-beams", action="store_true", help="print every beam of each blank with its score")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end a blank before this text; may be given again")
-    add("--seed", type=int, help="default: drawn for each input, and shown with --json")
-    add("--precision", choices=protocol.PRECISIONS, default="fp32", help="of weights and arithmetic (default: fp32)")
-    add("--quantize", choices=QUANTIZATIONS, help="make the weights whole numbers of 8 or 4 bits while they are loaded")
-    add(
-        "--offload",
-        choices=protocol.OFFLOADS,
-        default="none",
-        help="where layers wait that --weights-budget has no room for",
-    )
-    add("--weights-budget", metavar="SIZE", help="memory for each rank's weights, as 12GiB; with --offload")
-    add(
-        "--tensor-parallel",
-        type=int,
-        default=1,
-        help="processes that share the weights, each on a GPU of its own if there are any",
-    )
-    add("--device", choices=DEVICES, default="auto", help="default: accelerators if there are any, else the CPU")
-    add("--threads", type=int, help="CPU threads of the model")
-    add("--slots", type=int, default=16, help="texts that run at the same time (default: 16)")
-    return parser
 
 
 @dataclass(slots=True)
@@ -144,7 +86,7 @@ class Session:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.source = _source(options.input_source)
+        self.source = source(options.input_source)
         if options.out_seq_length is not None and options.out_seq_length < 1:
             raise GLMError("bad_request", "--out-seq-length must be at least 1.", field="out_seq_length", limit=1)
         folder = resolve_model(options.model)
@@ -162,7 +104,7 @@ class Session:
             max_new_tokens=options.max_new_tokens,
             stop=tuple(options.stop),
             seed=options.seed,
-            beams=_beams(options),
+            beams=beams(options),
         )
         self.colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         if options.slots < 1:
@@ -373,27 +315,6 @@ class Session:
         }
 
 
-def _beams(options: argparse.Namespace) -> protocol.Beams | None:
-    """None for choosing token by token. GLMError bad_request for options of the one given with the other."""
-    given = {
-        "--num-beams": options.num_beams is not None,
-        "--length-penalty": options.length_penalty is not None,
-        "--sampled-beams": options.sampled_beams,
-        "--print-all-beams": options.print_all_beams,
-    }
-    if options.sampling_strategy != _BEAMS and not (
-        options.sampling_strategy is None and options.num_beams is not None
-    ):
-        for flag in (flag for flag, present in given.items() if present):
-            message = f"{flag} belongs to beam search: add --sampling-strategy {_BEAMS}."
-            raise GLMError("bad_request", message, field=flag.strip("-").replace("-", "_"))
-        return None
-    plain = protocol.Beams(sampled=options.sampled_beams)
-    count = plain.count if options.num_beams is None else options.num_beams
-    penalty = plain.length_penalty if options.length_penalty is None else options.length_penalty
-    return replace(plain, count=count, length_penalty=penalty)
-
-
 def _all_beams(output: Output) -> str:
     """A line for each beam of each blank."""
     lines = []
@@ -405,20 +326,3 @@ def _all_beams(output: Output) -> str:
                 f"  {blank}beam {number} ({beam.score:.4f}{unfinished}): {json.dumps(beam.text, ensure_ascii=False)}\n"
             )
     return "".join(lines)
-
-
-def _source(value: str) -> Path | str | None:
-    """None for interactive, a Path for a file that exists, else the text itself."""
-    if value == "interactive":
-        return None
-    if not value.strip():
-        raise GLMError("bad_request", "--input-source is empty.", field="input_source")
-    path = Path(value)
-    try:
-        if path.is_file():
-            return path
-    except (OSError, ValueError):  # too long for a name: a text
-        return value
-    if value.endswith(_FILE_ENDINGS) and not any(character.isspace() for character in value):
-        raise GLMError("bad_request", f"There is no file {value}.", field="input_source")
-    return value
