@@ -165,10 +165,12 @@ def recorded_sampling(strategy: str, parameters: dict[str, Any], new_tokens: int
         sampled=not parameters["deterministic"],
         consider_end=parameters["consider_end"],
     )
+    # The recorded code looks for "n-grams" of one token behind the whole text, where none can be: it bans nothing then.
+    ngram = parameters["no_repeat_ngram_size"]
     return Sampling(
         max_new_tokens=new_tokens,
         min_new_tokens=min(new_tokens, parameters["min_gen_length"]),
-        no_repeat_ngram=parameters["no_repeat_ngram_size"],
+        no_repeat_ngram=ngram if ngram > 1 else 0,
         seed=0,
         beams=beams,
     )
