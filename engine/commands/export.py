@@ -13,8 +13,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.commands.progress import Progress
-from engine.errors import GLMError
+from engine.commands.progress import Progress, with_progress
 from engine.glm.config import Config, resolve_model
 from engine.glm.size import format_size
 
@@ -22,22 +21,7 @@ from engine.glm.size import format_size
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
     options = _parser().parse_args(arguments)
-    progress = Progress()
-    try:
-        return _export(options, progress)
-    except GLMError as error:
-        progress.end()
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        progress.end()
-        sys.stderr.write("Ended: nothing was exported.\n")
-        return 130
-    except OSError as error:
-        progress.end()
-        what = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"error: {what}{error.strerror or error}. Nothing was exported.\n")
-        return 1
+    return with_progress(lambda progress: _export(options, progress), "Nothing was exported.")
 
 
 def _parser() -> argparse.ArgumentParser:

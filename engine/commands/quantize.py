@@ -15,8 +15,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from engine.commands.progress import Progress
-from engine.errors import GLMError
+from engine.commands.progress import Progress, with_progress
 from engine.glm.config import QUANTIZATIONS, resolve_model
 from engine.glm.size import format_size, parse_size
 
@@ -24,22 +23,7 @@ from engine.glm.size import format_size, parse_size
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
     options = _parser().parse_args(arguments)
-    progress = Progress()
-    try:
-        return _quantize(options, progress)
-    except GLMError as error:
-        progress.end()
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        progress.end()
-        sys.stderr.write("Ended. The same command goes on where this one was.\n")
-        return 130
-    except OSError as error:
-        progress.end()
-        what = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"error: {what}{error.strerror or error}. The same command goes on where this one was.\n")
-        return 1
+    return with_progress(lambda progress: _quantize(options, progress), "The same command goes on where this one was.")
 
 
 def _parser() -> argparse.ArgumentParser:

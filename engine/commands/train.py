@@ -38,6 +38,9 @@ def main(arguments: list[str]) -> int:
     except GLMError as error:
         sys.stderr.write(f"{error}\n")
         return 1 if error.kind in ("internal", "overloaded") else 2
+    except KeyboardInterrupt:
+        sys.stderr.write("Ended. The same command goes on from the last saved state.\n")
+        return 130
     if trainer.rank == 0:
         sys.stdout.write(f"{folder}\n")
     return 0
