@@ -13,9 +13,10 @@ SUMMARIES = {
     "merge": "make a plain model of an adapter and its base",
     "plan": "whether a model fits some hardware, and what it will do there",
     "bench": "how fast a model runs here, its weights in memory or streamed from disk",
+    "tokenize": "tokenise a recipe's documents once, before training",
     "train": "train a model by a recipe, or resume a run",
     "trainspeed": "tokens a second of the trainer here, against a plain loop",
-    "report": "what a trained model answers, and its score on held-out questions",
+    "report": "what a training run looks like: curves, answers, its score on held-out questions",
     "compare": "what a model loses with its weights in fewer bits, as a table",
 }
 

@@ -224,6 +224,30 @@ def test_an_adapter_is_trained_over_a_frozen_base(plain: Path, runs: Runs) -> No
     assert not torch.equal(first, second)
 
 
+def test_instructions_among_documents_tokenised_beforehand(runs: Runs, data: Path) -> None:
+    """A share of instruction rows; one is too long and is named; the same run on memory-mapped tokens."""
+    long = {"messages": [{"role": "user", "content": "word " * 200}, {"role": "assistant", "content": "Yes."}]}
+    (data / "instruct" / "long.jsonl").write_text(
+        json.dumps(long) + "\n" + json.dumps({"text": "a [MASK]", "answers": ["b"]})
+    )
+    weights = "weights: {instruct/facts: 3, pretrain/facts: 1}"
+    assert weights in RECIPE
+    recipe = RECIPE.replace(
+        weights, "weights: {pretrain/facts: 1}, multitask: {share: 0.3, sources: [instruct/facts, instruct/long]}"
+    )
+    run = runs.whole("multitask", recipe)
+    [entry] = json.loads((run / "left_out.json").read_text())
+    assert (entry["source"], entry["reason"]) == ("instruct/long", "too long") and entry["rows"] >= 1
+    assert "long.jsonl" in entry["first"][0]
+    other = run.parent / "multitask tokens"
+    command = [sys.executable, "-m", "engine", "tokenize", str(run / "recipe.yaml"), "--data", str(data)]
+    command += ["--out", str(other / "tokens"), "--tokenizer", str(run), "--workers", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert (other / "tokens" / "pretrain" / "facts.tokens" / "tokens.json").exists()
+    assert losses(runs.whole("multitask tokens", recipe)) == losses(run)
+
+
 def test_a_full_disk_ends_a_run_that_goes_on_later(plain: Path, runs: Runs) -> None:
     """The metrics fit, a state doesn't."""
     recipe = scaled(streams=2)
@@ -309,12 +333,14 @@ def test_states_are_whole_or_not_there(tmp_path: Path) -> None:
         ("guard: {factor: 1}", "guard.factor"),
         ("scale: {tensor_parallel: 2, zero: 2}", "tensor_parallel goes with"),
         ("lora: {rank: 4}", "lora needs initial"),
+        ("stages: [{name: a, steps: 1, rows: 4, length: 64, weights: {x: 1}, multitask: {sources: []}}]", "multitask"),
         ("lora: {rank: 0}\ninitial: embedded", "lora.rank"),
     ],
 )
 def test_what_does_not_go_together(tmp_path: Path, text: str, words: str) -> None:
     recipe = tmp_path / "recipe.yaml"
-    lines = [line for line in RECIPE.splitlines() if not (line.startswith("optimizer") and "optimizer" in text)]
+    own = text.partition(":")[0] if "stages" in text else "optimizer" if "optimizer" in text else "-"
+    lines = [line for line in RECIPE.splitlines() if not line.startswith((own, "  - ") if own == "stages" else own)]
     recipe.write_text("\n".join(lines) + "\n" + text + "\n")
     with pytest.raises(GLMError) as caught:
         Recipe.load(recipe)

@@ -7,7 +7,8 @@ fixed length with several samples each; samples don't see each other (attention.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -18,8 +19,12 @@ from engine.errors import GLMError
 from engine.glm.blanks import Sample
 from engine.glm.config import ChatFormat
 from engine.glm.tokenizer import Tokenizer
-from engine.training.objective import Objective, row_samples
-from engine.training.sources import read_rows
+from engine.training.left_out import LeftOut
+from engine.training.objective import Objective, fitting_samples
+from engine.training.row_files import RowFile
+from engine.training.source_options import SourceOptions, capped, capped_indices
+from engine.training.sources import find_source, is_document
+from engine.training.tokens import open_tokens
 
 
 @dataclass(slots=True)
@@ -40,54 +45,61 @@ class Batch:
 
 @dataclass(slots=True)
 class Source:
-    """Rows of one source, and how they are used."""
+    """Rows of one source: a list, or tokens.TokenRows. lines: the line of `file` that each row comes from, where known."""
 
     name: str
-    rows: list[dict]
+    rows: Sequence[dict]
+    file: RowFile | None = None
+    lines: Sequence[int] | None = None
+
+    def place(self, index: int) -> str:
+        """How messages name row number `index`."""
+        if self.file is None or self.lines is None:
+            return f"{self.name}, row {index + 1}"
+        return self.file.place(int(self.lines[index]))
 
 
-def load_source(folder: Path, name: str, options: dict, tokenizer: Tokenizer, held_out: frozenset[str]) -> Source:
-    """Read a source by its options, without rows that ask a `held_out` question.
+def load_source(
+    folder: Path,
+    name: str,
+    options: dict,
+    tokenizer: Tokenizer,
+    held_out: frozenset[str],
+    *,
+    tokens: Path | None = None,
+    seed: int = 0,
+) -> Source:
+    """Read a source by its options (see SourceOptions), without rows that ask a `held_out` question.
 
-    limit_megabytes; split ("sentences": each also as a document of its own; "couplets": verse lines as blanks and as
-    questions for the next line); boost {text: times} (rows that contain a text are repeated).
+    tokens: a folder of sources that were tokenised beforehand; those are opened, and the others read from `folder` as they
+    are. seed: which rows a `cap` keeps. The rows are the same in either way. Errors: bad_data.
     """
-    limit = options.get("limit_megabytes")
-    rows: list[dict] = []
-    for row in read_rows(folder, name, int(limit * 1e6) if limit else None):
-        if "messages" in row and row["messages"][0]["content"] in held_out:
-            continue
-        made = _split(row, options.get("split"))
-        times = max(
-            [1, *(count for text, count in options.get("boost", {}).items() if text in str(row.get("text", row)))]
-        )
-        rows += made * times
-    for row in rows:
-        if "text" in row and "answers" not in row:
-            row["ids"] = numpy.array(tokenizer.encode_plain(row.pop("text")), dtype=numpy.int32)
-    if not rows:
+    parsed = SourceOptions.parse(name, options)
+    file = RowFile(find_source(folder, name))
+    if tokens is not None and (rows := open_tokens(tokens, name, tokenizer, parsed.shape, file)) is not None:
+        chosen = capped_indices(len(rows), parsed.cap, seed, name)
+        rows = rows if chosen is None else rows.only(chosen)
+        return Source(name, rows, file, rows.lines)
+
+    def kept() -> Iterator[tuple[int, dict]]:
+        for number, row in parsed.rows(file):
+            messages = row.get("messages")
+            if not messages or messages[0]["content"] not in held_out:
+                yield number, row
+
+    found: list[dict] = []
+    lines = array("q")
+    for number, row in kept() if parsed.cap is None else capped(kept(), parsed.cap, seed, name):
+        if is_document(row):
+            row = {"ids": numpy.array(tokenizer.encode_plain(row["text"]), dtype=numpy.int32)}
+        found.append(row)
+        lines.append(number)
+    if not found:
         raise GLMError("bad_data", f"{name} has no rows left to train on.", field="data")
-    return Source(name, rows)
+    return Source(name, found, file, lines)
 
 
-def _split(row: dict, how: str | None) -> list[dict]:
-    if how is None:
-        return [row]
-    text = row["text"]
-    if how == "sentences":
-        ends = text.replace("。", "。\n").replace(". ", ".\n").split("\n")
-        return [row, *({"text": sentence.strip()} for sentence in ends if sentence.strip())]
-    if how == "couplets":
-        made = []
-        for line in text.split("\n"):
-            halves = line.split("，")
-            if len(halves) == 2 and halves[0] and len(halves[1]) > 1 and halves[1][-1] in "。？！；":
-                made.append({"text": f"{halves[0]}，[MASK]{halves[1][-1]}", "answers": [halves[1][:-1]]})
-                made.append({"text": f"[MASK]，{halves[1]}", "answers": [halves[0]]})
-                question = {"role": "user", "content": f"“{halves[0]}”的下一句是什么？"}
-                made.append({"messages": [question, {"role": "assistant", "content": f"{halves[1][:-1]}。"}]})
-        return made
-    raise GLMError("bad_data", f'split is "sentences" or "couplets", not {how!r}.', field="split")
+_PATIENCE = 100  # rows of no use, one behind the other, before a small source is given up
 
 
 class Mixture:
@@ -110,7 +122,8 @@ class Mixture:
         self.stage_began = [0] * len(sources)  # `tokens` when the present stage began
         self.pending: list[Sample] = []  # samples of the last row that were not taken yet
         self._orders: dict[int, tuple[int, numpy.ndarray]] = {}
-        self.left_out = 0  # rows that were too long or empty
+        self._barren = [0] * len(sources)  # rows drawn in a row that gave nothing
+        self._left_out = LeftOut()
 
     def samples(self, stage: str, weights: list[float], length: int) -> Iterator[Sample]:
         """Samples of at most `length` tokens. Weights are shares of the stage's tokens: the source furthest behind is next."""
@@ -124,35 +137,61 @@ class Mixture:
                 (index for index, weight in enumerate(weights) if weight > 0),
                 key=lambda index: drawn[index] / weights[index],
             )
-            self.pending = row_samples(
-                self._next_row(index), self.chat, self.tokenizer, self.objective, length, self.random
-            )
-            self.left_out += not self.pending
+            self.pending = self._draw(index, length)
             self.tokens[index] += sum(len(sample.ids) for sample in self.pending) or 1
 
-    def _next_row(self, index: int) -> dict:
+    def _draw(self, index: int, length: int) -> list[Sample]:
+        """The samples of a source's next row. GLMError bad_data for a broken row, or where no row of the source is of use."""
         source = self.sources[index]
         epoch, place = divmod(self.served[index], len(source.rows))
-        order = self._order(index, epoch)
+        number = int(self._order(index, epoch)[place])
         self.served[index] += 1
-        return source.rows[order[place]]
+        try:
+            samples, reason = fitting_samples(
+                source.rows[number], self.chat, self.tokenizer, self.objective, length, self.random
+            )
+        except GLMError as error:
+            raise GLMError("bad_data", f"{source.place(number)}: {error.message}", field=error.field) from error
+        if reason is not None:
+            self._left_out.add(source.name, reason, source.place(number))
+        self._barren[index] = 0 if samples else self._barren[index] + 1
+        if self._barren[index] >= max(_PATIENCE, len(source.rows)):
+            message = f"Not one row of {source.name} can be trained on in {length} tokens: {source.place(number)} is {reason}."
+            raise GLMError("bad_data", message, field="length", limit=length)
+        return samples
+
+    @property
+    def left_out(self) -> int:
+        """Rows drawn so far that were too long, empty, or without an answer, whole or in part."""
+        return self._left_out.total
+
+    def left_out_table(self) -> list[dict]:
+        """The same by source and reason, with the first places: see LeftOut, which also merges tables."""
+        return self._left_out.table()
 
     def _order(self, index: int, epoch: int) -> numpy.ndarray:
         cached = self._orders.get(index)
         if cached is None or cached[0] != epoch:
             name = self.sources[index].name
             seed = int.from_bytes(hashlib.sha256(f"{self.seed}/{name}/{epoch}".encode()).digest()[:8], "little")
-            cached = (epoch, numpy.random.default_rng(seed).permutation(len(self.sources[index].rows)))
+            count = len(self.sources[index].rows)
+            order = numpy.random.default_rng(seed).permutation(count)
+            cached = (epoch, order.astype(numpy.uint32) if count < 1 << 32 else order)  # it stays for a whole epoch
             self._orders[index] = cached
         return cached[1]
 
     def state(self) -> dict:
         """Everything that decides what comes next, in plain lists and numbers."""
-        names = ("served", "tokens", "stage", "stage_began", "left_out")
+        names = ("served", "tokens", "stage", "stage_began")
         pending = [
             [list(getattr(sample, name)) for name in _SAMPLE] + [sample.context_length] for sample in self.pending
         ]
-        return {"random": self.random.getstate(), "pending": pending, **{name: getattr(self, name) for name in names}}
+        return {
+            "random": self.random.getstate(),
+            "pending": pending,
+            "left_out": self._left_out.table(),
+            **{name: getattr(self, name) for name in names},
+        }
 
     def restore(self, state: dict) -> None:
         """Go on behind `state()`."""
@@ -160,7 +199,8 @@ class Mixture:
         self.random.setstate((version, tuple(numbers), gauss))
         self.pending = [Sample(*map(tuple, arrays), context_length) for *arrays, context_length in state["pending"]]
         self.served, self.tokens = list(state["served"]), list(state["tokens"])
-        self.stage, self.stage_began, self.left_out = state["stage"], list(state["stage_began"]), state["left_out"]
+        self.stage, self.stage_began = state["stage"], list(state["stage_began"])
+        self._left_out = LeftOut(state["left_out"])
 
 
 _SAMPLE = ("ids", "positions", "targets")

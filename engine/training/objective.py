@@ -113,16 +113,29 @@ def row_samples(
     A document longer than `length` gives one piece of it, chosen at random; a conversation one of its answers; a question
     that is itself a text with one blank is a blank to fill, not a conversation.
     """
+    return fitting_samples(row, chat, tokenizer, objective, length, random)[0]
+
+
+def fitting_samples(
+    row: dict, chat: ChatFormat | None, tokenizer: Tokenizer, objective: Objective, length: int, random: Random
+) -> tuple[list[Sample], str | None]:
+    """`row_samples`, and why the row, or some of its blanks, gave none: "empty", "no answer", "too long", or None.
+
+    empty: a document of under two tokens. no answer: a conversation in which the assistant says nothing after a user, a text
+    with blanks and not one answer.
+    """
     if "answers" in row:
-        samples = blank_samples(row["text"], row["answers"], tokenizer)
+        samples = blank_samples(row["text"], row["answers"], tokenizer) if row["answers"] else []
     elif "messages" in row:
         messages = [(message["role"], message["content"]) for message in row["messages"]]
-        if len(messages) == 2 and messages[0][1].count("[MASK]") == 1:
+        turns = [
+            index for index, (role, content) in enumerate(messages) if role == "assistant" and index and content.strip()
+        ]
+        if len(messages) == 2 and turns and messages[0][1].count("[MASK]") == 1:
             samples = blank_samples(messages[0][1], [messages[1][1]], tokenizer)
         elif chat is None:
             raise GLMError("bad_data", "Conversations need a model with a chat format.", field="messages")
         else:
-            turns = [index for index, (role, _) in enumerate(messages) if role == "assistant" and index]
             samples = [chat_sample(messages[: random.choice(turns) + 1], chat, tokenizer)] if turns else []
     else:
         ids = row["ids"] if "ids" in row else tokenizer.encode_plain(row["text"])
@@ -130,7 +143,10 @@ def row_samples(
         room = int((length - 4) / (1 + objective.masked_tokens))
         start = random.randrange(0, len(ids) - room + 1) if len(ids) > room else 0
         piece = [int(token) for token in ids[start : start + room]]
-        samples = (
-            [document_sample(piece, start + room >= len(ids), tokenizer, objective, random)] if len(piece) >= 2 else []
-        )
-    return [sample for sample in samples if len(sample.ids) <= length]
+        if len(piece) < 2:
+            return [], "empty"
+        samples = [document_sample(piece, start + room >= len(ids), tokenizer, objective, random)]
+    if not samples:
+        return [], "no answer"
+    fitting = [sample for sample in samples if len(sample.ids) <= length]
+    return fitting, None if len(fitting) == len(samples) else "too long"

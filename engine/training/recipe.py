@@ -104,14 +104,27 @@ class Guard(_Strict):
     rewinds: int = Field(3, ge=0)
 
 
+class Multitask(_Strict):
+    """Instruction sources mixed into pre-training: together `share` of the tokens, each by its number of rows (cap it by the
+    source's options), as in GLM-130B."""
+
+    sources: list[str] = Field(min_length=1)
+    share: float = Field(0.05, ge=0, le=1)
+
+
 class Stage(_Strict):
-    """A part of the run with its own mixture. weights are shares of tokens."""
+    """A part of the run with its own mixture. weights are shares of tokens, of those that `multitask` leaves."""
 
     name: str
     steps: int = Field(ge=1)
     rows: int = Field(ge=1)
     length: int = Field(ge=16)
     weights: dict[str, float]
+    multitask: Multitask | None = None
+
+    @property
+    def sources(self) -> list[str]:
+        return [*self.weights, *(self.multitask.sources if self.multitask is not None else ())]
 
 
 class HeldOut(_Strict):

@@ -29,7 +29,9 @@ from engine.training.backend import Backend
 from engine.training.data import Mixture, load_source
 from engine.training.grid import Grid
 from engine.training.held_out import digest, held_out_rows
+from engine.training.left_out import LeftOut
 from engine.training.matmul_peak import attended, measure, training_flops
+from engine.training.multitask import multitask_weights
 from engine.training.objective import Objective
 from engine.training.progress import Line
 from engine.training.recipe import Recipe, Stage
@@ -41,6 +43,7 @@ from engine.training.watch import Watch
 
 log = logging.getLogger(__name__)
 
+TOKENS = "tokens"  # in the run folder: what `tokenize` made
 _PEAK_SECONDS = 0.5  # for measuring the machine
 
 
@@ -67,7 +70,7 @@ class Trainer:
         if self.rank == 0:
             self._prepare_folder()
         self._barrier()
-        self.tokenizer = Tokenizer.load(self.tokenizer_file)
+        self.tokenizer = Tokenizer.load(self.tokenizer_file, self.recipe.config.num_image_tokens)
 
     def _prepare_folder(self) -> None:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.held_out)
@@ -97,7 +100,7 @@ class Trainer:
         return self.folder / "tokenizer.model"
 
     def _names(self) -> list[str]:
-        return sorted({name for stage in self.recipe.stages for name in stage.weights})
+        return sorted({name for stage in self.recipe.stages for name in stage.sources})
 
     def _barrier(self) -> None:
         if self.world > 1:
@@ -128,7 +131,14 @@ class Trainer:
         self._backend = Backend(recipe, model, grid)
         held = frozenset(row["question"] for row in self.held_out)
         names = self._names()
-        sources = [load_source(self.data, name, recipe.sources.get(name, {}), self.tokenizer, held) for name in names]
+        tokens = self.folder / TOKENS if (self.folder / TOKENS).is_dir() else None
+        sources = [
+            load_source(
+                self.data, name, recipe.sources.get(name, {}), self.tokenizer, held, tokens=tokens, seed=recipe.seed
+            )
+            for name in names
+        ]
+        sizes = {source.name: len(source.rows) for source in sources}
         objective = Objective(recipe.span.mask_share, recipe.span.masked_tokens, recipe.span.mean_span)
 
         def make(stream: int) -> Mixture:
@@ -148,10 +158,25 @@ class Trainer:
         with Line(recipe.steps) if self.rank == 0 else contextlib.nullcontext() as line:
             while self.step < recipe.steps:
                 stage = recipe.stage_at(self.step)
-                metrics = self._one_step(stage, [stage.weights.get(name, 0.0) for name in names])
+                weights = stage_weights(stage, sizes)
+                metrics = self._one_step(stage, [weights.get(name, 0.0) for name in names])
                 if line is not None and metrics is not None:
                     line(metrics)
+        self._tell_left_out()
         return self._write_model(self.folder / "model")
+
+    def _tell_left_out(self) -> None:
+        """Rows that could not be used, of all processes: in the log, and in left_out.json with the places of the first ones."""
+        last = self._states.latest()
+        if self.rank or last is None:
+            return
+        left_out = LeftOut()
+        for own in _trainer_states(last):
+            for state in own["streams"].values():
+                left_out.merge(state["left_out"])
+        for entry in left_out.table():
+            log.warning("%(source)s: %(rows)d rows left out, %(reason)s; the first: %(first)s", entry)
+        (self.folder / "left_out.json").write_text(json.dumps(left_out.table(), ensure_ascii=False, indent=1) + "\n")
 
     def _one_step(self, stage: Stage, weights: list[float]) -> dict[str, Any] | None:
         """What was written to metrics.jsonl; None after a return to a saved state."""
@@ -258,8 +283,7 @@ class Trainer:
 
     def _restore(self, folder: Path, *, data: bool) -> None:
         """data: go back in the data, too."""
-        files = sorted(folder.glob("trainer-*.pt"))
-        states = [torch.load(path, weights_only=True) for path in files]
+        states = _trainer_states(folder)
         if data:
             self._streams.restore({number: state for own in states for number, state in own["streams"].items()})
             self._rewinds = states[0]["rewinds"]
@@ -277,6 +301,19 @@ class Trainer:
                     break
                 kept.append(line)
             path.write_text("".join(kept), encoding="utf-8")
+
+
+def stage_weights(stage: Stage, sizes: dict[str, int]) -> dict[str, float]:
+    """Shares of a stage's tokens by source. sizes: rows of each. GLMError bad_data where they can't be kept."""
+    if stage.multitask is None:
+        return stage.weights
+    instructions = {name: sizes[name] for name in stage.multitask.sources}
+    return multitask_weights(stage.weights, instructions, stage.multitask.share)
+
+
+def _trainer_states(folder: Path) -> list[dict[str, Any]]:
+    """What the ranks wrote beside weights and optimiser."""
+    return [torch.load(path, weights_only=True) for path in sorted(folder.glob("trainer-*.pt"))]
 
 
 def _rounded(number: float) -> float | None:

@@ -1,0 +1,104 @@
+"""What a recipe says of a single source, and the rows that it makes of the source's rows: the same, tokenised or not."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Iterable, Iterator
+from typing import Literal, TypeVar
+
+import numpy
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from engine.errors import GLMError
+from engine.training.row_files import RowFile
+from engine.training.sources import is_document, numbered_rows
+
+Row = TypeVar("Row")
+
+
+class SourceOptions(BaseModel):
+    """limit_megabytes: of JSON, from the beginning; split: "sentences" (each also as a document of its own) or "couplets"
+    (verse lines as blanks and as questions for the next line); boost: rows that contain a text are repeated so often; cap:
+    at most so many of the rows that come of it, chosen by the seed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit_megabytes: float | None = Field(None, gt=0)
+    split: Literal["sentences", "couplets"] | None = None
+    boost: dict[str, int] = {}
+    cap: int | None = Field(None, ge=1)
+
+    @staticmethod
+    def parse(name: str, options: dict) -> SourceOptions:
+        """GLMError bad_data, naming the source and the key."""
+        try:
+            return SourceOptions.model_validate(options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(str(part) for part in first["loc"])
+            known = (
+                f" Options are {', '.join(SourceOptions.model_fields)}." if first["type"] == "extra_forbidden" else ""
+            )
+            raise GLMError("bad_data", f"{name}: {key}: {first['msg']}.{known}", field=key) from error
+
+    @property
+    def shape(self) -> dict:
+        """The options that decide which rows there are, without `cap`, which only chooses among them."""
+        return self.model_dump(mode="json", exclude={"cap"})
+
+    def rows(self, file: RowFile, after: int = 0) -> Iterator[tuple[int, dict]]:
+        """(line, row) in order, of the lines behind `after`; one line may give several rows or none."""
+        limit = None if self.limit_megabytes is None else int(self.limit_megabytes * 1e6)
+        for number, row in numbered_rows(file, limit, after):
+            if self.split is not None and not is_document(row):
+                raise GLMError("bad_data", f"{file.place(number)}: only documents can be split.", field="split")
+            text = str(row.get("text", row)) if self.boost else ""
+            times = max([1, *(count for part, count in self.boost.items() if part in text)])
+            made = _split(row, self.split)
+            for _ in range(times):
+                yield from ((number, one) for one in made)
+
+
+def _split(row: dict, how: str | None) -> list[dict]:
+    if how is None:
+        return [row]
+    text = row["text"]
+    if how == "sentences":
+        ends = text.replace("。", "。\n").replace(". ", ".\n").split("\n")
+        return [row, *({"text": sentence.strip()} for sentence in ends if sentence.strip())]
+    made = []
+    for line in text.split("\n"):
+        halves = line.split("，")
+        if len(halves) == 2 and halves[0] and len(halves[1]) > 1 and halves[1][-1] in "。？！；":
+            made.append({"text": f"{halves[0]}，[MASK]{halves[1][-1]}", "answers": [halves[1][:-1]]})
+            made.append({"text": f"[MASK]，{halves[1]}", "answers": [halves[0]]})
+            question = {"role": "user", "content": f"“{halves[0]}”的下一句是什么？"}
+            made.append({"messages": [question, {"role": "assistant", "content": f"{halves[1][:-1]}。"}]})
+    return made
+
+
+def capped(rows: Iterable[Row], cap: int, seed: int, name: str) -> list[Row]:
+    """At most `cap` rows in their order, chosen by the seed; no more than `cap` are held at a time."""
+    numbers = _generator(seed, name)
+    kept: list[tuple[float, int, Row]] = []  # a heap with the largest number on top; the smallest numbers stay
+    for index, row in enumerate(rows):
+        entry = (-numbers.random(), index, row)
+        if len(kept) < cap:
+            heapq.heappush(kept, entry)
+        elif entry > kept[0]:
+            heapq.heapreplace(kept, entry)
+    return [row for _, _, row in sorted(kept, key=lambda entry: entry[1])]
+
+
+def capped_indices(count: int, cap: int | None, seed: int, name: str) -> numpy.ndarray | None:
+    """Which of `count` rows `capped` would keep, rising, int64; None for all."""
+    if cap is None or cap >= count:
+        return None
+    numbers = _generator(seed, name).random(count)
+    return numpy.sort(numpy.argpartition(numbers, cap - 1)[:cap]).astype(numpy.int64)
+
+
+def _generator(seed: int, name: str) -> numpy.random.Generator:
+    digest = hashlib.sha256(f"{seed}/{name}/cap".encode()).digest()
+    return numpy.random.default_rng(int.from_bytes(digest[:8], "little"))
