@@ -49,7 +49,9 @@ class Runs:
     def __init__(self, folder: Path, data: Path, vocabulary: Path) -> None:
         self._folder, self._data, self._vocabulary = folder, data, vocabulary
 
-    def start(self, name: str, recipe: str, processes: int = 1, limit: int | None = None) -> subprocess.Popen[str]:
+    def start(
+        self, name: str, recipe: str, processes: int = 1, limit: int | None = None, *flags: str
+    ) -> subprocess.Popen[str]:
         """limit: bytes that a file may have, as if the disk were full then."""
         run = self._folder / name
         run.mkdir(exist_ok=True)
@@ -67,7 +69,7 @@ class Runs:
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
         return subprocess.Popen(
-            [*command, "--threads", "1"],
+            [*command, "--threads", "1", *flags],
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -235,6 +237,10 @@ def test_instructions_among_documents_tokenised_beforehand(runs: Runs, data: Pat
     recipe = RECIPE.replace(
         weights, "weights: {pretrain/facts: 1}, multitask: {share: 0.3, sources: [instruct/facts, instruct/long]}"
     )
+    process = runs.start("multitask", recipe, 1, None, "--prepare")
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert not (Path(runs._folder) / "multitask" / "state").exists()
     run = runs.whole("multitask", recipe)
     [entry] = json.loads((run / "left_out.json").read_text())
     assert (entry["source"], entry["reason"]) == ("instruct/long", "too long") and entry["rows"] >= 1

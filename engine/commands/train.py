@@ -18,6 +18,9 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder of the sources that the recipe names")
     parser.add_argument("--out", type=Path, required=True, help="run folder; an unfinished run in it is resumed")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only hold questions out and make the vocabulary, for tokenize"
+    )
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
 
@@ -34,7 +37,7 @@ def main(arguments: list[str]) -> int:
         options.out.mkdir(parents=True, exist_ok=True)
         trainer = Trainer(recipe, options.data, options.out, *join(options.out))
         trainer.prepare()
-        folder = trainer.train()
+        folder = options.out if options.prepare else trainer.train()
     except GLMError as error:
         sys.stderr.write(f"{error}\n")
         return 1 if error.kind in ("internal", "overloaded") else 2
