@@ -393,7 +393,7 @@ def test_the_page_shows_what_changed(run: Path) -> None:
     assert table[0] == "| prompt | step 10, loss 2.500, 0 of 1 ✓ | step 1,200, loss 2.500, 1 of 1 ✓ |"
     assert table[2].endswith("| The capital of the is Tokyo. | The capital of Japan is Tokyo. ✓ |")
     assert table[3] == r"| chat: \<Hi\|there\> | I am / a \<model\> | 〃 |"
-    written = film_strip.write(strip, run)
+    written = film_strip_page.write(strip, run)
     assert [path.name for path in written] == ["film_strip.html", "film_strip.md"]
     assert all(path.stat().st_size for path in written)
 

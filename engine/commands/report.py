@@ -174,7 +174,8 @@ def _write_evaluation(path: Path, found: dict[str, Any]) -> None:
 
 
 def _film_strip(run: Path, prompts: tuple, most: int | None) -> None:
-    from engine.training.film_strip import shoot, write
+    from engine.training.film_strip import shoot
+    from engine.training.film_strip_page import write
 
     strip = asyncio.run(shoot(run, prompts, most))
     for path in write(strip, run):

@@ -1,7 +1,7 @@
 """A film strip of a run: the same prompts answered by each of its checkpoints, to see when it learned what.
 
     strip = asyncio.run(shoot(run))          # asks new checkpoints only, and keeps what they said in film_strip.json
-    write(strip, run)                        # film_strip.html, film_strip.md
+    film_strip_page.write(strip, run)        # film_strip.html, film_strip.md
 
 Checkpoints are the model folders `checkpoints/step-00000100`, ... and `model`. Answers are kept by the hash of the weights. It
 works while the run goes on: a folder that is not finished has no config.json yet, and is left for the next time.
@@ -154,17 +154,6 @@ async def shoot(run: Path, prompts: Sequence[Prompt] = PROMPTS, most: int | None
         cells = tuple(known[prompt.mode, prompt.text] for prompt in prompts)
         columns.append(Column(name, step, None, digest, cells))
     return Strip(tuple(prompts), tuple(_from_metrics(columns, run / METRICS)), tuple(left_out))
-
-
-def write(strip: Strip, run: Path) -> list[Path]:
-    """Write film_strip.html and film_strip.md into a folder."""
-    from engine.training import film_strip_page
-
-    page, table = Path(run) / "film_strip.html", Path(run) / "film_strip.md"
-    name = Path(run).resolve().name
-    write_bytes(page, film_strip_page.html(strip, name).encode())
-    write_bytes(table, film_strip_page.markdown(strip, name).encode())
-    return [page, table]
 
 
 def load_prompts(path: Path) -> tuple[Prompt, ...]:

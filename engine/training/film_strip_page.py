@@ -5,13 +5,24 @@ from __future__ import annotations
 import re
 from difflib import SequenceMatcher
 from html import escape
+from pathlib import Path
 
 from engine.training.film_strip import Cell, Column, Prompt, Strip, is_right
+from engine.training.whole_file import write_bytes
 
 _MASK = re.compile(r"\[[sg]?MASK\]")
 # What is compared: a word, or a single sign, as Chinese characters are.
 _WORDS = re.compile(r"[A-Za-z0-9'’]+|.", re.DOTALL)
 _LONGEST = 160  # characters of an answer in the Markdown table
+
+
+def write(strip: Strip, run: Path) -> list[Path]:
+    """Write film_strip.html and film_strip.md into a folder."""
+    page, table = Path(run) / "film_strip.html", Path(run) / "film_strip.md"
+    name = Path(run).resolve().name
+    write_bytes(page, html(strip, name).encode())
+    write_bytes(table, markdown(strip, name).encode())
+    return [page, table]
 
 
 def html(strip: Strip, name: str) -> str:
