@@ -16,6 +16,7 @@ SUMMARIES = {
     "tokenize": "tokenise a recipe's documents once, before training",
     "train": "train a model by a recipe, or resume a run",
     "trainspeed": "tokens a second of the trainer here, against a plain loop",
+    "ablate": "GLM-130B's choices for stability, each left out in turn, at small scale",
     "report": "what a training run looks like: curves, answers, its score on held-out questions",
     "compare": "what a model loses with its weights in fewer bits, as a table",
 }
