@@ -77,6 +77,19 @@ class Runs:
             preexec_fn=limited if limit else None,
         )
 
+    def killed(self, name: str, recipe: str, processes: int) -> Path:
+        """A run that was killed behind step 4, its first saved state."""
+        process = self.start(name, recipe, processes)
+        run = self._folder / name
+        eventually((run / "state" / "latest").exists, "the state of step 4")
+        process.kill()
+        process.communicate()
+        eventually(lambda: not still_there(run), "its processes are gone")
+        for later in ("state/step-00000008", "model"):  # it may have come so far
+            shutil.rmtree(run / later, ignore_errors=True)
+        (run / "state" / "latest").write_text("step-00000004\n")
+        return run
+
     def whole(self, name: str, recipe: str, processes: int = 1) -> Path:
         run = self._folder / name
         if not (run / "model" / "config.json").exists():
@@ -161,15 +174,7 @@ def test_a_killed_partitioned_run_resumes_where_it_was_saved(runs: Runs, process
     recipe = scaled(**scale)
     name = f"killed{scale}".replace(" ", "")
     whole = runs.whole(f"whole{scale}".replace(" ", ""), recipe, processes)
-    process = runs.start(name, recipe, processes)
-    run = whole.parent / name
-    eventually((run / "state" / "latest").exists, "the state of step 4")
-    process.kill()
-    process.communicate()
-    eventually(lambda: not still_there(run), "its processes are gone")
-    for later in ("state/step-00000008", "model"):  # they may have come so far
-        shutil.rmtree(run / later, ignore_errors=True)
-    (run / "state" / "latest").write_text("step-00000004\n")
+    run = runs.killed(name, recipe, processes)
     assert losses(runs.whole(name, recipe, processes)) == losses(whole)
     found, expected = (checkpoint.load(each / "model").state_dict() for each in (run, whole))
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
@@ -182,15 +187,7 @@ def test_a_state_loads_in_another_number_of_processes(
     """The second half of a run, with as many processes as it did not begin with."""
     recipe = scaled(streams=2, zero=zero)
     name = f"moved{zero}"
-    process = runs.start(name, recipe.replace("save_every: 4", "save_every: 4\nsnapshot_every: 4"), before)
-    run = plain.parent / name
-    eventually((run / "state" / "latest").exists, "the state of step 4")
-    process.kill()
-    process.communicate()
-    eventually(lambda: not still_there(run), "its processes are gone")
-    for later in ("state/step-00000008", "model"):  # it may have come so far
-        shutil.rmtree(run / later, ignore_errors=True)
-    (run / "state" / "latest").write_text("step-00000004\n")
+    run = runs.killed(name, recipe.replace("save_every: 4", "save_every: 4\nsnapshot_every: 4"), before)
     assert losses(runs.whole(name, recipe, after)) == pytest.approx(losses(plain), abs=3e-4)
     assert (run / "state" / "step-00000004" / "universal").exists() == (zero > 0)
     checkpoint.load(run / "checkpoints" / "step-00000004")

@@ -10,15 +10,13 @@ fits already is kept. Exit status: 0, 1 when the machine fails, 2 for a mistake 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import fcntl
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 from engine.commands.progress import Progress, with_progress
 from engine.errors import GLMError
+from engine.glm.locked_folder import locked_folder
 
 
 def main(arguments: list[str]) -> int:
@@ -60,7 +58,7 @@ def _tokenize(options: argparse.Namespace, progress: Progress) -> int:
     files = {name: RowFile(find_source(options.data, name)) for name in names}
     before, total = 0, sum(file.size for file in files.values())
     with (
-        _owned(options.out),
+        locked_folder(options.out),
         TokenWriter(
             options.out,
             tokenizer,
@@ -91,20 +89,3 @@ def _vocabulary(given: str | None) -> Path:
         message = "Whose vocabulary? Give --tokenizer: a run folder, a model folder, or a vocabulary file."
         raise GLMError("model_not_found", message, field="tokenizer")
     return resolve_model(given) if given == EMBEDDED else Path(given)
-
-
-@contextlib.contextmanager
-def _owned(out: Path) -> Iterator[None]:
-    """The folder, made, and no other run's meanwhile."""
-    if out.exists() and not out.is_dir():
-        raise GLMError("bad_request", f"{out} is a file, not a folder.", field="out")
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise GLMError("bad_request", f"Another run writes to {out} at present.", field="out") from error
-        yield
-    finally:
-        os.close(descriptor)

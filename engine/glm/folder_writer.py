@@ -9,10 +9,8 @@ done is kept beside them. No tensor needs to be whole in memory. Torch-free.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +20,7 @@ from typing import Any, Generic
 from engine.errors import GLMError
 from engine.glm import safetensors_writer
 from engine.glm.config import Config, remember_hash
+from engine.glm.locked_folder import locked_folder
 from engine.glm.safetensors_writer import Tensor
 from engine.glm.size import format_size
 from engine.glm.tokenizer import VOCABULARY_FILE
@@ -91,23 +90,13 @@ def _files(groups: Sequence[Sequence[Tensor]], shard_size: int) -> dict[str, Seq
 @contextlib.contextmanager
 def _owned(out: Path) -> Iterator[Path]:
     """The folder, made and locked. GLMError bad_request if there is something else in it, or another run works on it."""
-    if out.exists() and not out.is_dir():
-        raise GLMError("bad_request", f"{out} is a file, not a folder.", field="out")
     state = out / STATE
-    there = {path.name for path in out.iterdir()} if out.exists() else set()
+    there = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if there and STATE not in there:
         what = "holds a model already" if "config.json" in there else "isn't empty"
         raise GLMError("bad_request", f"{out} {what}: give a new folder.", field="out")
-    out.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(out, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise GLMError("bad_request", f"Another run writes to {out} at present.", field="out") from error
+    with locked_folder(out):
         yield state
-    finally:
-        os.close(descriptor)
 
 
 class _State(Generic[Tensor]):

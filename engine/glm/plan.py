@@ -181,9 +181,8 @@ def plan(config: Config, machine: Machine, wish: Wish) -> Plan:
     if wish.offload == "host":
         if machine.gpus:
             host = (config.layers - pinned) * size * sum(map(_pinned_bytes, tensors))
-        elif (
-            pinned < config.layers
-        ):  # it is the same memory, and nothing is gained; two more layers while they are read
+        elif pinned < config.layers:
+            # It is the same memory, and nothing is gained; two more layers while they are read.
             waiting = (config.layers - pinned + 2) * sum(tensors)
     if wish.offload == "disk":
         disk = layers * size
