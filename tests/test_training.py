@@ -18,7 +18,7 @@ from engine.glm.tokenizer import Tokenizer
 from engine.training.data import Mixture, Source, pack
 from engine.training.held_out import digest, held_out_rows
 from engine.training.objective import Objective
-from engine.training.optimizer import orthogonalise
+from engine.training.optimizer import orthogonalise, shares
 from engine.training.recipe import HeldOut, Optimizer, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -266,6 +266,13 @@ def test_muon_directions_are_nearly_orthogonal(shape: tuple[int, int]) -> None:
     assert (
         torch.nn.functional.cosine_similarity((left @ right).flatten(), orthogonalise(matrix).flatten(), dim=0) > 0.95
     )
+
+
+def test_processes_share_the_orthogonalising_evenly() -> None:
+    sizes = [960 * 320, 320 * 320, 1792 * 320, 320 * 896] * 6
+    assert shares(sizes, 1) == [0] * 24
+    loads = [sum(size for size, owner in zip(sizes, shares(sizes, 3), strict=True) if owner == one) for one in range(3)]
+    assert sum(loads) == sum(sizes) and max(loads) < 1.1 * min(loads)
 
 
 def test_a_broken_line_of_data_is_named(tmp_path) -> None:

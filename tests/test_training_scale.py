@@ -276,6 +276,21 @@ def test_a_run_that_can_not_come_to_rest_says_so(runs: Runs) -> None:
     assert len(events) == 2 and all(line["to"] <= line["step"] for line in events)
 
 
+def test_muon_gives_the_same_in_several_processes(runs: Runs) -> None:
+    """Each orthogonalises some of the matrices; states saved by one process go on in two, with every momentum."""
+    recipe = scaled(streams=2).replace("kind: adamw", "kind: muon")
+    alone, two = runs.whole("muon-1", recipe), runs.whole("muon-2", recipe, 2)
+    assert losses(two) == pytest.approx(losses(alone), abs=3e-4)
+    changed = runs.killed("muon-changed", recipe, 2)
+    process = runs.start("muon-changed", recipe, 1)
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 0, errors
+    assert losses(changed) == pytest.approx(losses(alone), abs=3e-4)
+    expected = dict(checkpoint.load(alone / "model").named_parameters())
+    for name, parameter in checkpoint.load(changed / "model").named_parameters():
+        assert (parameter - expected[name]).abs().max() < 5e-3, name
+
+
 def test_a_state_belongs_to_its_kind_of_run(plain: Path, runs: Runs) -> None:
     process = runs.start("plain", scaled(streams=2, zero=1))
     _, errors = process.communicate(timeout=120)

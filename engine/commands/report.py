@@ -2,8 +2,9 @@
 
 Writes training.html and training.png (loss, learning rate, gradient norm, speed) into the run folder, film_strip.html and
 film_strip.md (the same prompts answered by each checkpoint), and beside the model evaluation.json (answers to the page's
-examples, held-out questions answered exactly) and loss.png; prints the answers and the score. What the run has not got yet is
-left out. Exit status: 0, 1 when the machine fails, 2 for a mistake in the arguments or the folder.
+examples, held-out questions answered exactly, measures of the rows in RUN/splits or of any others) and loss.png; prints the
+answers and the scores. What the run has not got yet is left out. Exit status: 0, 1 when the machine fails, 2 for a mistake
+in the arguments or the folder.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 
 from engine.errors import GLMError
 
-PARTS = ("plot", "answers", "held-out", "film-strip")
+PARTS = ("plot", "answers", "held-out", "splits", "film-strip")
 _FAILURES = ("overloaded", "worker_died", "timeout", "internal")
 
 
@@ -54,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--model", help='the model that is asked: a model folder, or "embedded" (default: RUN/model)')
     add("--parts", nargs="+", choices=PARTS, metavar="PART",
         help=f"only these of: {', '.join(PARTS)} (default: all that the run has something for)")  # fmt: skip
+    add("--splits", type=Path, metavar="DIR", help="rows to measure on: JSON lines of documents, blanks or conversations, a "
+        "file each (default: RUN/splits)")  # fmt: skip
     add("--prompts", type=Path, metavar="FILE", help="the film strip's: YAML or JSON, a list of texts or of {mode: chat or "
         "fill, text, wanted}")  # fmt: skip
     add(
@@ -87,8 +90,8 @@ def _report(options: argparse.Namespace) -> None:
     model = _model(options)
     if "plot" in parts:
         _plot(run, model)
-    if {"answers", "held-out"} & parts:
-        _evaluate(run, model, parts)
+    if {"answers", "held-out", "splits"} & parts:
+        _evaluate(run, model, parts, _splits(options))
     if "film-strip" in parts:
         _film_strip(run, prompts, options.checkpoints)
 
@@ -97,6 +100,12 @@ def _model(options: argparse.Namespace) -> Path:
     from engine.glm.config import resolve_model
 
     return resolve_model(options.model) if options.model else options.run / "model"
+
+
+def _splits(options: argparse.Namespace) -> Path:
+    from engine.training.splits import FOLDER
+
+    return options.splits or options.run / FOLDER
 
 
 def _possible(options: argparse.Namespace) -> set[str]:
@@ -110,6 +119,7 @@ def _possible(options: argparse.Namespace) -> set[str]:
         "plot": None if (run / METRICS).is_file() else f"{run} has no {METRICS}",
         "answers": no_model,
         "held-out": no_model or (None if (run / "held_out.jsonl").is_file() else f"{run} has no held_out.jsonl"),
+        "splits": no_model or (None if any(_splits(options).glob("*.jsonl")) else f"{_splits(options)} has no rows"),
         "film-strip": None if checkpoints(run) else f"{run} has no checkpoints and no model yet",
     }
     lacking = {part: lacking[part] for part in options.parts or PARTS}
@@ -141,7 +151,7 @@ def _plot(run: Path, model: Path) -> None:
         sys.stderr.write(f"{plot.PICTURE} was not drawn: {error}\n")  # the page needs no matplotlib
 
 
-def _evaluate(run: Path, model: Path, parts: set[str]) -> None:
+def _evaluate(run: Path, model: Path, parts: set[str], splits: Path) -> None:
     from engine.training.curves import METRICS, read
     from engine.training.report import report
 
@@ -149,13 +159,19 @@ def _evaluate(run: Path, model: Path, parts: set[str]) -> None:
     found = asyncio.run(report(model, held_out, examples="answers" in parts))
     if (run / METRICS).is_file():
         found["training"] = read(run / METRICS).totals()
-    _write_evaluation(model / "evaluation.json", found)
     for row in found.get("examples", ()):
         sys.stdout.write(f"{row['mode']:5} {row['question']}\n      {row['answer']}\n")
     if held_out is not None:
         held = found["held_out"]
         right = f"{held['right']} of {held['questions']} {held['by_language']}"
         sys.stdout.write(f"held-out questions answered exactly: {right}\n")
+    if "splits" in parts:
+        from engine.training.measures import measure, table
+        from engine.training.splits import read_splits
+
+        found["splits"] = asyncio.run(measure(model, read_splits(splits)))
+        sys.stdout.write(table(found["splits"]))
+    _write_evaluation(model / "evaluation.json", found)
 
 
 def _write_evaluation(path: Path, found: dict[str, Any]) -> None:

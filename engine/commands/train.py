@@ -24,6 +24,10 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
 
+    from engine.glm.allocator import keep_freed_memory
+
+    keep_freed_memory()
+
     import torch
 
     from engine.training.launch import join

@@ -56,7 +56,7 @@ class Backend:
         module = LossModule(model, checkpointing=recipe.scale.checkpointing)
         if self._zero == 3:  # the logits read the embedding outside of its own forward
             deepspeed.zero.register_external_parameter(module, model.word_embeddings.weight)
-        self.optimizer = _optimizer(recipe, model)
+        self.optimizer = _optimizer(recipe, model, grid)
         self.peaks = [group["lr"] for group in self.optimizer.param_groups]
         try:
             self._engine, *_ = deepspeed.initialize(
@@ -254,11 +254,12 @@ def settings(recipe: Recipe) -> dict[str, Any]:
     return found
 
 
-def _optimizer(recipe: Recipe, model: GLM) -> torch.optim.Optimizer:
+def _optimizer(recipe: Recipe, model: GLM, grid: Grid) -> torch.optim.Optimizer:
     options = recipe.optimizer
     rates = options.learning_rate, options.embedding_learning_rate, options.weight_decay
     if options.kind == "muon":
-        return MuonAdamW(parameter_groups(model, *rates), options.learning_rate)
+        groups = parameter_groups(model, *rates)
+        return MuonAdamW(groups, options.learning_rate, rank=grid.rank, copies=grid.data_size)
     if recipe.lora is not None:
         return torch.optim.AdamW(lora.parameters(model), rates[0], betas=(0.9, 0.95), weight_decay=rates[2])
     return torch.optim.AdamW(adamw_groups(model, *rates), options.learning_rate, betas=(0.9, 0.95))

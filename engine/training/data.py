@@ -24,6 +24,7 @@ from engine.training.objective import Objective, fitting_samples
 from engine.training.row_files import RowFile
 from engine.training.source_options import SourceOptions, capped, capped_indices
 from engine.training.sources import find_source, is_document
+from engine.training.splits import LeftToSplits
 from engine.training.tokens import open_tokens
 
 
@@ -68,8 +69,9 @@ def load_source(
     *,
     tokens: Path | None = None,
     seed: int = 0,
+    left: LeftToSplits | None = None,
 ) -> Source:
-    """Read a source by its options (see SourceOptions), without rows that ask a `held_out` question.
+    """Read a source by its options (see SourceOptions), without rows that ask a `held_out` question and those `left` to splits.
 
     tokens: a folder of sources that were tokenised beforehand; those are opened, and the others read from `folder` as they
     are. seed: which rows a `cap` keeps. The rows are the same in either way. Errors: bad_data.
@@ -77,12 +79,16 @@ def load_source(
     parsed = SourceOptions.parse(name, options)
     file = RowFile(find_source(folder, name))
     if tokens is not None and (rows := open_tokens(tokens, name, tokenizer, parsed.shape, file)) is not None:
+        if left is not None and left.lines:
+            rows = rows.only(numpy.flatnonzero(~numpy.isin(rows.lines, list(left.lines))))
         chosen = capped_indices(len(rows), parsed.cap, seed, name)
         rows = rows if chosen is None else rows.only(chosen)
         return Source(name, rows, file, rows.lines)
 
     def kept() -> Iterator[tuple[int, dict]]:
         for number, row in parsed.rows(file):
+            if left is not None and not left.keeps(number, row):
+                continue
             messages = row.get("messages")
             if not messages or messages[0]["content"] not in held_out:
                 yield number, row

@@ -3,11 +3,14 @@
 Muon (Jordan et al. 2024): the momentum of a matrix is replaced by its nearest semi-orthogonal matrix, found with five
 Newton-Schulz steps, and scaled by 0.2 * sqrt(max(rows, columns)), so that its size is AdamW's and one learning rate
 serves both (Liu et al., arXiv 2502.16982). At small token budgets it needs about half the steps of AdamW.
+
+Newton-Schulz costs the same however few rows a step has. Of several processes with a copy each, every one does it for some
+of the matrices and sends the others what came out: the numbers are those of one process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +28,10 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 
 
 class MuonAdamW(torch.optim.Optimizer):
-    """Parameter groups with `muon: True` hold matrices, the others anything. weight_decay is decoupled in both."""
+    """Parameter groups with `muon: True` hold matrices, the others anything. weight_decay is decoupled in both.
+
+    rank among `copies` processes that hold the same parameters and gradients.
+    """
 
     def __init__(
         self,
@@ -35,7 +41,11 @@ class MuonAdamW(torch.optim.Optimizer):
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
         weight_decay: float = 0.1,
+        *,
+        rank: int = 0,
+        copies: int = 1,
     ) -> None:
+        self._rank, self._copies = rank, copies
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -51,19 +61,34 @@ class MuonAdamW(torch.optim.Optimizer):
         """One update of all parameters that have a gradient."""
         assert closure is None
         for group in self.param_groups:
-            update = self._muon if group["muon"] else self._adamw
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update(parameter, group), alpha=-group["lr"])
+            given = [parameter for parameter in group["params"] if parameter.grad is not None]
+            updates = self._muon(given, group) if group["muon"] else (self._adamw(one, group) for one in given)
+            for parameter, update in zip(given, updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update, alpha=-group["lr"])
 
-    def _muon(self, parameter: Tensor, group: dict) -> Tensor:
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
-        direction = orthogonalise(parameter.grad.lerp(state["momentum"], group["momentum"]))  # Nesterov
-        return direction * (0.2 * max(parameter.shape) ** 0.5)
+    def _muon(self, parameters: list[Tensor], group: dict) -> list[Tensor]:
+        owners = shares([parameter.numel() for parameter in parameters], self._copies)
+        directions = []
+        for parameter, owner in zip(parameters, owners, strict=True):
+            state = self.state[parameter]
+            if not state:
+                state["momentum"] = torch.zeros_like(parameter)
+            state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])  # in every process: any of them may save it
+            if owner == self._rank:
+                nesterov = parameter.grad.lerp(state["momentum"], group["momentum"])
+                direction = orthogonalise(nesterov) * (0.2 * max(parameter.shape) ** 0.5)
+                directions.append(direction.contiguous())
+            else:
+                directions.append(torch.empty_like(parameter))
+        if self._copies > 1:
+            sent = [
+                torch.distributed.broadcast(direction, src=owner, async_op=True)
+                for direction, owner in zip(directions, owners, strict=True)
+            ]
+            for one in sent:
+                one.wait()
+        return directions
 
     def _adamw(self, parameter: Tensor, group: dict) -> Tensor:
         state = self.state[parameter]
@@ -76,6 +101,15 @@ class MuonAdamW(torch.optim.Optimizer):
         step = float(state["step"])
         denominator = (state["square"] / (1 - beta2**step)).sqrt_().add_(group["eps"])
         return state["mean"] / (1 - beta1**step) / denominator
+
+
+def shares(sizes: Sequence[int], owners: int) -> list[int]:
+    """Who does which work of these sizes, so that all have about the same: the largest first, each to whom has least."""
+    loads, chosen = [0] * owners, [0] * len(sizes)
+    for place in sorted(range(len(sizes)), key=lambda place: -sizes[place]):
+        chosen[place] = loads.index(min(loads))
+        loads[chosen[place]] += sizes[place]
+    return chosen
 
 
 def parameter_groups(model: nn.Module, lr: float, embedding_lr: float, weight_decay: float) -> list[dict]:

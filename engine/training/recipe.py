@@ -136,6 +136,19 @@ class HeldOut(_Strict):
     seed: int | None = None  # None: the recipe's; a run that goes on from another one holds out the same questions
 
 
+class Split(_Strict):
+    """Rows of a source that are kept away from training, see splits.py. shortest: characters of their text; keep: texts that
+    stay in training; without: sources that lose the rows that contain a held-out text; keep_documents: only questions and
+    blanks made of a row (by its source's `split`) are held out, and its text stays."""
+
+    source: str
+    count: int = Field(ge=1)
+    shortest: int = Field(1, ge=1)
+    keep: list[str] = []
+    without: list[str] = []
+    keep_documents: bool = False
+
+
 class Recipe(_Strict):
     model: str
     lora: LowRank | None = None
@@ -145,6 +158,7 @@ class Recipe(_Strict):
     span: Span = Span()
     optimizer: Optimizer
     held_out: HeldOut | None = None
+    splits: dict[str, Split] = {}
     sources: dict[str, dict] = {}  # options of single sources, see data.load_source
     stages: list[Stage] = Field(min_length=1)
     scale: Scale = Scale()

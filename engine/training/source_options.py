@@ -19,7 +19,7 @@ Row = TypeVar("Row")
 
 class SourceOptions(BaseModel):
     """limit_megabytes: of JSON, from the beginning; split: "sentences" (each also as a document of its own) or "couplets"
-    (verse lines as blanks and as questions for the next line); boost: rows that contain a text are repeated so often; cap:
+    (verse lines also as blanks and as questions for the next line); boost: rows that contain a text are repeated so often; cap:
     at most so many of the rows that come of it, chosen by the seed."""
 
     model_config = ConfigDict(extra="forbid")
@@ -55,9 +55,13 @@ class SourceOptions(BaseModel):
                 raise GLMError("bad_data", f"{file.place(number)}: only documents can be split.", field="split")
             text = str(row.get("text", row)) if self.boost else ""
             times = max([1, *(count for part, count in self.boost.items() if part in text)])
-            made = _split(row, self.split)
+            made = self.made(row)
             for _ in range(times):
                 yield from ((number, one) for one in made)
+
+    def made(self, row: dict) -> list[dict]:
+        """What is made of a row, once."""
+        return _split(row, self.split)
 
 
 def _split(row: dict, how: str | None) -> list[dict]:
@@ -67,7 +71,7 @@ def _split(row: dict, how: str | None) -> list[dict]:
     if how == "sentences":
         ends = text.replace("。", "。\n").replace(". ", ".\n").split("\n")
         return [row, *({"text": sentence.strip()} for sentence in ends if sentence.strip())]
-    made = []
+    made = [row]
     for line in text.split("\n"):
         halves = line.split("，")
         if len(halves) == 2 and halves[0] and len(halves[1]) > 1 and halves[1][-1] in "。？！；":

@@ -1,9 +1,10 @@
 """Train a GLM by a recipe, on DeepSpeed, in a run folder that can be stopped at any moment and resumed.
 
-A run folder holds `tokenizer.model`, `held_out.jsonl`, `metrics.jsonl` (one line a step, and one for each event), `state/`
-(weights, optimiser and place in the data at the last saves), `checkpoints/` if the recipe asks for them, and at the end
-`model/`, the folder that --model reads. The loss is the sum over target tokens divided by their number in the whole step, of
-all processes. Started under torchrun or the deepspeed launcher, several processes share each step's rows.
+A run folder holds `tokenizer.model`, `held_out.jsonl` and `splits/` (what is kept away from training), `metrics.jsonl` (one
+line a step, and one for each event), `state/` (weights, optimiser and place in the data at the last saves), `checkpoints/`
+if the recipe asks for them, and at the end `model/`, the folder that --model reads. The loss is the sum over target tokens
+divided by their number in the whole step, of all processes. Started under torchrun or the deepspeed launcher, several
+processes share each step's rows.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ from engine.training.objective import Objective
 from engine.training.progress import Line
 from engine.training.recipe import Recipe, Stage
 from engine.training.sources import find_source, read_rows, row_text
+from engine.training.splits import FOLDER as SPLITS
+from engine.training.splits import make_splits
 from engine.training.state import States
 from engine.training.streams import Streams
 from engine.training.vocabulary import train_vocabulary
@@ -67,6 +70,7 @@ class Trainer:
         if options is not None and options.seed is not None:
             seed = options.seed
         self.held_out = held_out_rows(self.data, options, seed) if options else []
+        self.splits = make_splits(self.data, self.recipe.splits, self.recipe.sources, seed)
         if self.rank == 0:
             self._prepare_folder()
         self._barrier()
@@ -81,6 +85,9 @@ class Trainer:
             )
         path.write_text(text, encoding="utf-8")
         log.info("%d questions held out, sha256 %s", len(self.held_out), digest(self.held_out))
+        if self.splits.rows:
+            self.splits.write(self.folder / SPLITS)
+            log.info("%d splits held out, sha256 %s", len(self.splits.rows), self.splits.digest())
         if self.recipe.initial is not None and not self.tokenizer_file.exists():
             initial = resolve_model(self.recipe.initial)
             if replace(Config.load(initial), name=self.recipe.config.name) != self.recipe.config:
@@ -134,7 +141,14 @@ class Trainer:
         tokens = self.folder / TOKENS if (self.folder / TOKENS).is_dir() else None
         sources = [
             load_source(
-                self.data, name, recipe.sources.get(name, {}), self.tokenizer, held, tokens=tokens, seed=recipe.seed
+                self.data,
+                name,
+                recipe.sources.get(name, {}),
+                self.tokenizer,
+                held,
+                tokens=tokens,
+                seed=recipe.seed,
+                left=self.splits.left.get(name),
             )
             for name in names
         ]
@@ -259,7 +273,7 @@ class Trainer:
     def _write_model(self, folder: Path) -> Path:
         with self._backend.whole_model() as model:
             if model is not None:
-                about = {"steps": str(self.step), "held_out": digest(self.held_out)}
+                about = {"steps": str(self.step), "held_out": digest(self.held_out), "splits": self.splits.digest()}
                 if self.recipe.lora is None:
                     checkpoint.save(model, folder, tokenizer=self.tokenizer_file, about=about)
                 else:
