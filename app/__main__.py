@@ -46,6 +46,7 @@ def main(arguments: list[str]) -> int:
             replicas=settings.replicas,
             tensor_parallel=settings.tensor_parallel,
             slots=settings.slots,
+            gap_seconds=settings.gap_seconds,
             queue=settings.queue,
             threads=settings.threads or None,
             precision=settings.precision,

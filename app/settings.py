@@ -82,6 +82,12 @@ class Settings(BaseSettings):
         "auto", description="auto takes accelerators where there are any, one a process"
     )
     slots: int = Field(16, ge=1, le=4096, description="requests that one copy works on at the same time")
+    gap_seconds: float = Field(
+        0.1,
+        ge=0,
+        le=3600,
+        description="how long running answers may wait for a token while a new prompt is read; 0: no limit",
+    )
     queue: int = Field(256, ge=0, description="requests that may wait for a slot; more are refused")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of a model process; 0 chooses by the machine")
 

@@ -57,8 +57,8 @@ async def one(folder: Path) -> AsyncIterator[Pool]:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def two(folder: Path) -> AsyncIterator[Pool]:
-    """Two replicas of two ranks each."""
-    async with Pool(folder, threads=1, slots=4, replicas=2, tensor_parallel=2) as pool:
+    """Two replicas of two ranks each; prompts are read a layer at a time while others run."""
+    async with Pool(folder, threads=1, slots=4, replicas=2, tensor_parallel=2, gap_seconds=1e-6) as pool:
         yield pool
 
 
@@ -206,7 +206,7 @@ async def test_killed_before_any_text_a_request_is_run_again_unnoticed(
 
 
 def options(folder: Path, **more: Any) -> Options:
-    return Options(str(folder), "fp32", 4, 1, None, 512, 30, **more)
+    return Options(str(folder), "fp32", 4, 1, None, 512, 0.1, 30, **more)
 
 
 @pytest.fixture

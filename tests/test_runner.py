@@ -12,10 +12,11 @@ from engine.glm.blanks import Prompt
 from engine.glm.model import GLM
 from engine.glm.tokenizer import Tokenizer
 from engine.serving.cache import KeyValueCache, StepAttention
-from engine.serving.protocol import Limits, Request, Sampling
+from engine.serving.protocol import Beams, Limits, Request, Result, Sampling
 from engine.serving.runner import Runner
 from engine.serving.sampling import Sampler
 from engine.serving.scheduler import Scheduler
+from engine.serving.slicing import Slicer
 from engine.serving.text import never_generated
 from engine.serving.work import Reading
 from tests.lively import make_lively_model
@@ -169,11 +170,11 @@ def limits_of(model: GLM, slots: int = SLOTS) -> Limits:
     return Limits("lively", "", "fp32", "cpu", "", config.positions, slots, config.vocabulary, 1)
 
 
-def generate(
-    model: GLM, tokenizer: Tokenizer, requests: list[Request], slots: int = SLOTS
-) -> dict[str, list[tuple[int, ...]]]:
+def run_all(
+    model: GLM, tokenizer: Tokenizer, requests: list[Request], slots: int = SLOTS, slicer: Slicer | None = None
+) -> dict[str, tuple[Result, ...]]:
     """Scheduler, runner and sampler together, without processes."""
-    scheduler = Scheduler(limits_of(model, slots), tokenizer)
+    scheduler = Scheduler(limits_of(model, slots), tokenizer, slicer=slicer)
     runner = Runner(model, slots, model.config.positions)
     sampler = Sampler(
         model.config.vocabulary, never_generated(tokenizer, model.config.vocabulary), tokenizer.eop, torch.device("cpu")
@@ -184,8 +185,14 @@ def generate(
     while (plan := scheduler.plan()) is not None:
         step = scheduler.book(plan, runner.run(plan, sampler, tokenizer.end_ids))
         for end in step.ends:
-            results[end.id] = [result.ids for result in end.results]
+            results[end.id] = end.results
     return results
+
+
+def generate(model: GLM, tokenizer: Tokenizer, requests: list[Request], slots: int = SLOTS) -> dict[str, list[tuple]]:
+    """Their ids."""
+    results = run_all(model, tokenizer, requests, slots)
+    return {name: [result.ids for result in found] for name, found in results.items()}
 
 
 def test_batched_sampling_is_sampling_alone(model: GLM, tokenizer: Tokenizer, prompts: list[Prompt]) -> None:
@@ -216,6 +223,69 @@ def test_batched_sampling_is_sampling_alone(model: GLM, tokenizer: Tokenizer, pr
         together[request.id] for request in requests if request.alternatives == 3 and request.sampling.temperature
     )
     assert len(set(three)) == 3
+
+
+class CountingSlicer(Slicer):
+    """slices: how many readings were told to stop between two layers."""
+
+    slices = 0
+
+    def until(self, layer: int) -> int:
+        self.slices += 1
+        return super().until(layer)
+
+
+def test_prompts_read_in_slices_are_prompts_read_whole(model: GLM, tokenizer: Tokenizer, prompts: list[Prompt]) -> None:
+    """Tokens, log-probabilities and scores, with alternatives and beams running between the slices."""
+    requests = [
+        Request(
+            f"{number}",
+            prompts[number % len(prompts)],
+            Sampling(seed=number, max_new_tokens=4 + number, beams=Beams(3) if number % 7 == 3 else None),
+            alternatives=2 if number % 5 == 1 else 1,
+        )
+        for number in range(20)
+    ]
+    requests += [Request(f"score {number}", prompts[number], choices=((300, 301), (302,))) for number in range(3)]
+    requests.sort(key=lambda request: request.id)
+    slicer = CountingSlicer(model.config.layers, gap=0.0)
+    assert model.config.layers > 1
+    sliced, whole = run_all(model, tokenizer, requests, 6, slicer), run_all(model, tokenizer, requests, 6)
+    for request in requests:
+        for one, other in zip(sliced[request.id], whole[request.id], strict=True):
+            assert one.ids == other.ids and one.logprobs == pytest.approx(other.logprobs, abs=TOLERANCE)
+    assert slicer.slices > 5
+
+
+def test_a_reading_given_up_leaves_nothing_behind(model: GLM, tokenizer: Tokenizer, prompts: list[Prompt]) -> None:
+    """It is cancelled between two layers, and what it had written was no number."""
+    running = Request("running", prompts[0], Sampling(seed=1, max_new_tokens=40, min_new_tokens=40))
+    gone = Request("gone", prompts[4], Sampling(seed=2, max_new_tokens=5))
+    after = Request("after", prompts[5], Sampling(seed=3, max_new_tokens=8))
+    expected = generate(model, tokenizer, [after])["after"]
+    scheduler = Scheduler(limits_of(model, 2), tokenizer, slicer=Slicer(model.config.layers, gap=0.0))
+    runner = Runner(model, 2, model.config.positions)
+    sampler = Sampler(
+        model.config.vocabulary, never_generated(tokenizer, model.config.vocabulary), tokenizer.eop, model.device
+    )
+
+    def go():
+        plan = scheduler.plan()
+        return plan, scheduler.book(plan, runner.run(plan, sampler, tokenizer.end_ids))
+
+    scheduler.add(running)
+    go()
+    scheduler.add(gone)
+    while not (plan := go()[0]).prompts:
+        pass
+    assert plan.last == 1
+    runner.cache.values[:, 1] = torch.nan
+    scheduler.cancel("gone")
+    scheduler.add(after)
+    found = None
+    while found is None:
+        found = next((end.results for end in go()[1].ends if end.id == "after"), None)
+    assert [result.ids for result in found] == expected
 
 
 def test_greedy_is_the_most_likely_token_of_the_full_forward(

@@ -13,6 +13,7 @@ from engine.glm.blanks import Prompt, parse, prompt
 from engine.glm.tokenizer import Tokenizer
 from engine.serving.protocol import Failed, Finished, Limits, Request, Sampling, Step, check, derive_seed, uniform
 from engine.serving.scheduler import Choice, Outcome, Plan, Scheduler
+from engine.serving.slicing import Slicer
 from engine.serving.text import TextStream, never_generated
 
 POSITIONS = 128
@@ -318,6 +319,99 @@ def test_uniform_numbers_depend_on_nothing_else() -> None:
     assert derive_seed(5, 0) == 5 and len({derive_seed(5, part) for part in range(100)}) == 100
 
 
+# Prompts in slices of layers
+
+
+def test_the_first_slice_is_a_layer_then_as_many_as_fit() -> None:
+    slicer = Slicer(layers=24, gap=0.1)
+    slicer.begin(1000)
+    assert slicer.until(0) == 1
+    slicer.measured(1, 0.02)
+    assert slicer.until(1) == 6  # five layers in 0.1 s
+    slicer.stepped(0.05)
+    assert slicer.until(6) == 8  # the step before it counts
+    slicer.measured(2, 0.06)
+    assert slicer.until(8) == 9  # it got slower
+    slicer.stepped(0.3)
+    assert slicer.until(9) == 10  # a layer at least
+    slicer.stepped(0.0)
+    slicer.begin(100)  # known by now: a tenth of the tokens
+    assert slicer.until(0) == 24 and slicer.until(23) == 24
+
+
+def sliced(limits: Limits, tokenizer: Tokenizer) -> Scheduler:
+    """Of a model with 4 layers, each longer than running rows may wait."""
+    return Scheduler(limits, tokenizer, slicer=Slicer(layers=4, gap=0.0))
+
+
+def go(scheduler: Scheduler, number: int = 300) -> tuple[Plan, Step]:
+    plan = scheduler.plan()
+    assert plan is not None
+    scheduler.measured(plan, 1.0)
+    return plan, book_all(scheduler, plan, number)
+
+
+def test_running_rows_get_a_token_between_slices(tokenizer: Tokenizer, limits: Limits) -> None:
+    scheduler = sliced(limits, tokenizer)
+    scheduler.add(make_request(tokenizer, "a", max_new_tokens=20))
+    plan, _ = go(scheduler)
+    assert (plan.first, plan.last) == (0, None)  # nobody waits: whole
+    scheduler.add(make_request(tokenizer, "b", max_new_tokens=20))
+    seen = []
+    for _ in range(8):
+        plan, step = go(scheduler)
+        seen.append((plan.first, plan.last) if plan.prompts else len(plan.rows))
+        assert bool(step.tokens) == (not plan.prompts or plan.last is None)
+    assert seen == [1, (0, 1), 1, (1, 2), 1, (2, 3), 1, (3, None)]
+    assert len(go(scheduler)[0].rows) == 2
+
+
+def test_a_reading_goes_on_whole_when_nobody_waits_any_more(tokenizer: Tokenizer, limits: Limits) -> None:
+    scheduler = sliced(limits, tokenizer)
+    scheduler.add(make_request(tokenizer, "a", max_new_tokens=2))
+    go(scheduler)
+    scheduler.add(make_request(tokenizer, "b"))
+    go(scheduler, 300)  # its last token
+    plan, _ = go(scheduler)
+    assert plan.prompts and (plan.first, plan.last) == (0, None)
+
+
+def test_a_reading_that_is_cancelled_is_given_up(tokenizer: Tokenizer, limits: Limits) -> None:
+    scheduler = sliced(limits, tokenizer)
+    scheduler.add(make_request(tokenizer, "a", max_new_tokens=20))
+    go(scheduler)
+    scheduler.add(make_request(tokenizer, "b", alternatives=2))
+    scheduler.add(make_request(tokenizer, "c"))
+    go(scheduler)
+    plan, _ = go(scheduler)
+    assert [job.request.id for job in plan.prompts] == ["b", "c"] and plan.last == 1
+    slots = {row.slot for job in plan.prompts for row in job.rows}
+    assert scheduler.cancel("c") and scheduler.free_slots == 1
+    go(scheduler)
+    plan, _ = go(scheduler)
+    assert plan.first == 1  # the other one's goes on
+    assert scheduler.cancel("b") and scheduler.free_slots == 3
+    plan, _ = go(scheduler)
+    assert plan.rows and set(plan.clears) == slots
+    scheduler.add(make_request(tokenizer, "d"))
+    plan, _ = go(scheduler)
+    assert plan.first == 0 and [job.request.id for job in plan.prompts] == ["d"] and not plan.clears
+
+
+def test_one_of_several_prompts_cancelled_while_they_are_read(tokenizer: Tokenizer, limits: Limits) -> None:
+    scheduler = sliced(limits, tokenizer)
+    scheduler.add(make_request(tokenizer, "a", max_new_tokens=20))
+    go(scheduler)
+    scheduler.add(make_request(tokenizer, "b"))
+    scheduler.add(make_request(tokenizer, "c"))
+    go(scheduler)
+    go(scheduler)
+    scheduler.cancel("b")
+    made = [step.tokens for plan, step in (go(scheduler) for _ in range(6)) if plan.prompts and plan.last is None]
+    assert [[token.request for token in tokens] for tokens in made] == [["c"]]
+    assert scheduler.free_slots == 2
+
+
 # Promises under random traffic
 
 
@@ -335,7 +429,10 @@ class Traffic:
     waits: dict[str, int] = field(default_factory=dict)
 
     def run(self, steps: int) -> None:
-        scheduler = Scheduler(self.limits, self.tokenizer, queue=10, prefill_tokens=self.random.choice([1, 40, 512]))
+        slicer = self.random.choice([None, Slicer(4, 0.0), Slicer(4, 2.0)])
+        scheduler = Scheduler(
+            self.limits, self.tokenizer, queue=10, prefill_tokens=self.random.choice([1, 40, 512]), slicer=slicer
+        )
         while steps > 0 or not scheduler.idle:
             steps -= 1
             if steps > 0:
@@ -347,6 +444,7 @@ class Traffic:
                 continue
             self.check_plan(scheduler, plan)
             outcome = Outcome([self.choice(row) for row in plan.sampled_rows()], self.scores(plan), [])
+            scheduler.measured(plan, self.random.random())
             step = scheduler.book(plan, outcome)
             self.ended += [end.id for end in step.ends]
             for made in step.tokens:
@@ -391,16 +489,17 @@ class Traffic:
 
     def check_plan(self, scheduler: Scheduler, plan: Plan) -> None:
         assert bool(plan.prompts) != bool(plan.rows)
-        self.admitted += [job.request.id for job in plan.prompts]
+        self.admitted += [job.request.id for job in plan.prompts if plan.first == 0]
         slots = [row.slot for row in plan.sampled_rows()]
         if plan.rows:
             assert slots == sorted(slots)
-        running = {row.slot: row for row in scheduler._running} | {row.slot: row for row in plan.sampled_rows()}
+        reading = [row for job in scheduler._reading for row in job.rows if job.request.id not in self.ended]
+        running = {row.slot: row for row in scheduler._running} | {row.slot: row for row in reading}
         assert len(slots) == len(set(slots)) and len(running) + scheduler.free_slots == self.limits.slots
         assert not set(scheduler._free) & set(running)
         for row in plan.rows:
             assert row.column < POSITIONS and row.job.request.id not in self.ended
-        for row in running.values():  # nobody starves: every other step at the latest is everybody's
+        for row in scheduler._running:  # nobody starves: every other step at the latest is everybody's
             key = f"{row.job.request.id} {row.alternative}"
             self.waits[key] = 0 if row in plan.sampled_rows() else self.waits.get(key, 0) + 1
             assert self.waits[key] <= 1
@@ -412,7 +511,9 @@ class Traffic:
         return token(self.tokenizer.eop if chance < 0.1 else self.random.randint(270, 400))
 
     def scores(self, plan: Plan) -> list[list[list[float]]]:
-        return [[[-1.0] * len(choice) for choice in job.request.choices] for job in plan.prompts if job.request.choices]
+        return [
+            [[-1.0] * len(choice) for choice in job.request.choices] for job in plan.read_jobs() if job.request.choices
+        ]
 
 
 @pytest.mark.parametrize("seed", range(25))

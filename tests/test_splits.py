@@ -131,12 +131,20 @@ def test_measures_of_the_embedded_model() -> None:
             {"messages": [*question, {"role": "assistant", "content": "the capital of France is Paris"}]},
         ],
         "text": [{"text": "Paris is the capital of France. " * 40}, {"text": "长城在中国。"}],
+        "words": [
+            {"messages": [*question, {"role": "assistant", "content": "Paris."}], "wanted": "paris"},
+            {"messages": [*question, {"role": "assistant", "content": "Paris."}]},
+        ],
         "likely": [{"text": "The capital of [MASK] is Tokyo.", "answers": ["Japan"]}],
     }
     found = asyncio.run(measure(EMBEDDED_FOLDER, rows))
     assert found["mixed"] | {"perplexity": 0} == {
         "blanks": 2, "blanks_right": 1, "questions": 1, "questions_right": 1, "perplexity": 0
     }  # fmt: skip
+    assert (found["words"]["questions"], found["words"]["questions_right"]) == (
+        2,
+        1,
+    )  # the second is not the whole answer
     assert found["text"]["documents"] == 2
     assert found["text"]["bytes"] == sum(len(row["text"].encode()) for row in rows["text"])
     assert 0 < found["text"]["bits_per_byte"] < 4

@@ -26,6 +26,7 @@ def plan_replicas(
     weights_budget: int | None,
     device: str,
     prefill_tokens: int,
+    gap_seconds: float,
 ) -> list[Options]:
     """The options of each replica's rank 0; for the arguments see pool.Pool.
 
@@ -47,6 +48,8 @@ def plan_replicas(
     ):
         if choice not in known:
             raise GLMError("bad_request", f"{name} must be one of {', '.join(known)}.", field=name)
+    if not 0 <= gap_seconds <= 3600:
+        raise GLMError("bad_request", "gap_seconds must be from 0 to 3600.", field="gap_seconds", limit=3600)
     if weights_budget is not None and offload == "none":
         message = "weights_budget says how much is loaded at a time: it needs offload host or disk."
         raise GLMError("bad_request", message, field="weights_budget")
@@ -67,6 +70,7 @@ def plan_replicas(
             threads=threads,
             device=None if device == "cpu" else index * tensor_parallel,
             prefill_tokens=prefill_tokens,
+            gap_seconds=gap_seconds,
             log_level=logging.getLogger().getEffectiveLevel(),
             tensor_parallel=tensor_parallel,
             quantize=quantize,

@@ -45,8 +45,9 @@ class Pool:
 
     quantize: make plain weights so while they are loaded, a name of config.QUANTIZATIONS; offload: where the layers wait that
     don't fit into weights_budget (bytes of one rank): "none", "host" or "disk". device: "auto" (accelerators if there are
-    any, one a rank) or "cpu". prefill_tokens: prompts are read together up to so many tokens. start_timeout: seconds until the
-    first replica must be ready (None: by the size of the weights).
+    any, one a rank) or "cpu". prefill_tokens: prompts are read together up to so many tokens; gap_seconds: that running
+    requests wait for a token meanwhile (0: as long as it takes). start_timeout: seconds until the first replica must be ready
+    (None: by the size of the weights).
 
     Errors: bad_request for a value that can't be; model_not_found, bad_model, unsupported if the model can't be served so.
     """
@@ -66,6 +67,7 @@ class Pool:
         weights_budget: int | None = None,
         device: str = "auto",
         prefill_tokens: int = 512,
+        gap_seconds: float = 0.1,
         start_timeout: float | None = None,
     ) -> None:
         if queue < 1:
@@ -82,6 +84,7 @@ class Pool:
             weights_budget=weights_budget,
             device=device,
             prefill_tokens=prefill_tokens,
+            gap_seconds=gap_seconds,
         )
         self._model = str(model)
         loading = asyncio.Lock()

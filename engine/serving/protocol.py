@@ -18,7 +18,7 @@ from engine.errors import GLMError
 from engine.glm.blanks import Prompt
 
 # The rule that turns probabilities and a seed into tokens. A new rule is a new name: shared runs compare it.
-SAMPLER = "inverse-cdf-1"
+SAMPLER = "inverse-cdf-2"
 PRECISIONS = ("fp32", "bf16", "fp16")
 OFFLOADS = ("none", "host", "disk")
 MAX_ALTERNATIVES = 8
@@ -78,6 +78,9 @@ class Options:
     threads: int
     device: int | None  # number of the accelerator; None: the CPU
     prefill_tokens: int
+    gap_seconds: (
+        float  # that running rows wait for a token while prompts are read, see slicing.py; 0: as long as it takes
+    )
     log_level: int
     rank: int = 0  # among `tensor_parallel` ranks, each with its part of the weights
     tensor_parallel: int = 1

@@ -40,6 +40,7 @@ class Runner:
         self._model, self._announce = model, announce
         self._clears: list[int] = []  # of the cache, with the next work
         self._copies: list[tuple[int, int, int]] = []
+        self._reading: Pass | None = None  # prompts that are read through some of the layers
         first = model.layers[0].attention
         self.cache = KeyValueCache(
             len(model.layers), slots, first.heads, columns, first.head_dim, model.dtype, model.device
@@ -110,23 +111,27 @@ class Runner:
         return self._model.logits(hidden if state.wanted is None else hidden[state.wanted])
 
     @torch.inference_mode()
-    def follow(self, work: Work) -> Tensor:
-        """One whole pass, as every rank does it; the logits are the same in all ranks."""
+    def follow(self, work: Work) -> Tensor | None:
+        """A pass, or a part of one, as every rank does it. The logits are the same in all ranks; None before the last layer."""
         for slot in work.clears:
             self.cache.clear(slot)
         for source, target, length in work.copies:
             self.cache.copy(source, target, length)
-        state = (
-            self.read(work.readings)
-            if work.readings
-            else self.step(work.slots, work.tokens, work.columns, work.positions, work.trees)
-        )
-        self.advance(state)
-        return self.logits(state)
+        if work.resume:
+            assert self._reading is not None
+            state = self._reading
+        elif work.readings:
+            state = self.read(work.readings)
+        else:
+            state = self.step(work.slots, work.tokens, work.columns, work.positions, work.trees)
+        whole = self.advance(state, work.layers)
+        if work.resume or work.readings:
+            self._reading = None if whole else state
+        return self.logits(state) if whole else None
 
-    def _lead(self, **pass_: Any) -> Tensor:
-        """A pass with what is to be done in the cache before it, in all ranks."""
-        work = Work(clears=tuple(self._clears), copies=tuple(self._copies), **pass_)
+    def _lead(self, plan: Plan, **pass_: Any) -> Tensor | None:
+        """What a plan needs, with what is to be done in the cache before it, in all ranks."""
+        work = Work(clears=(*self._clears, *plan.clears), copies=tuple(self._copies), **pass_)
         self._clears, self._copies = [], []
         if self._announce is not None:
             self._announce(work)
@@ -139,7 +144,14 @@ class Runner:
     @torch.inference_mode()
     def _run_prompts(self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]) -> Outcome:
         jobs = plan.prompts
-        logits = self._lead(readings=tuple(Reading(job.request.prompt, job.slot, job.request.choices) for job in jobs))
+        layers = None if plan.last is None else plan.last - plan.first
+        readings = tuple(Reading(job.request.prompt, job.slot, job.request.choices) for job in jobs)
+        resume = plan.first > 0
+        logits = self._lead(plan, readings=() if resume else readings, resume=resume, layers=layers)
+        if logits is None:
+            if self._model.device.type != "cpu":
+                torch.accelerator.synchronize()  # the scheduler wants to know how long it took
+            return Outcome([], [], [])
         sources: list[int] = []  # for each row that gets a token, the row of logits it comes from
         scores: list[list[list[float]]] = []
         candidates: list[list[Candidate]] = []
@@ -168,12 +180,14 @@ class Runner:
     def _run_rows(self, plan: Plan, sampler: Sampler, end_ids: tuple[int, ...]) -> Outcome:
         rows = plan.rows
         logits = self._lead(
+            plan,
             slots=tuple(row.slot for row in rows),
             tokens=tuple(row.tokens[-1] for row in rows),
             columns=tuple(row.column for row in rows),
             positions=tuple(row.position for row in rows),
             trees=tuple(search.tree() for search in plan.searches),
         )
+        assert logits is not None
         choices = sampler(logits[: len(rows)], [row.ask(end_ids) for row in rows]) if rows else []
         blocks = logits[len(rows) :].split([search.rows for search in plan.searches])
         candidates = [sampler.expand(block, search.ask()) for block, search in zip(blocks, plan.searches, strict=True)]

@@ -3,7 +3,8 @@
     scheduler.add(request); plan = scheduler.plan(); ... the model runs the plan ...; step = scheduler.book(plan, outcome)
 
 A plan is either prompts to read or one token for every running row and beam; with both waiting they take turns, so that
-neither arrivals nor running rows starve. Requests are admitted first in, first out, and only with all the slots that they
+neither arrivals nor running rows starve. Prompts that would keep running rows waiting for long are read some layers at a time
+(slicing.py), with a step between two slices. Requests are admitted first in, first out, and only with all the slots that they
 take; a slot has place for the longest sequence, so nothing that was admitted is ever preempted. The alternatives of a request
 are admitted together, their prompt is read once; so is that of a beam search, whose beams share its slots. `cancel`, called
 between two steps, frees the slots at once.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -33,6 +34,7 @@ from engine.serving.protocol import (
     check,
     uniform,
 )
+from engine.serving.slicing import Slicer
 from engine.serving.text import TextStream
 
 
@@ -43,8 +45,8 @@ class Ask(NamedTuple):
     top_k: int
     top_p: float
     repetition_penalty: float
-    seen: Iterable[int]  # ids under the repetition penalty
-    banned: Iterable[int]
+    seen: Collection[int]  # ids under the repetition penalty
+    banned: Collection[int]
     uniform: float  # in [0, 1)
     logprobs: int
 
@@ -179,19 +181,30 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class Plan:
     """One step: `prompts` to read (their rows or searches get a first token, choices are scored), or `rows`, and the searches
-    of `beams`, to take one token further."""
+    of `beams`, to take one token further.
+
+    Prompts are read from layer `first` up to `last`, None for the end: only there anything comes of it. clears: slots of a
+    reading that was given up; what was written there may be no number.
+    """
 
     prompts: tuple[Job, ...] = ()
     rows: tuple[Row, ...] = ()
     beams: tuple[Job, ...] = ()
+    first: int = 0
+    last: int | None = None
+    clears: tuple[int, ...] = ()
 
     def sampled_rows(self) -> list[Row]:
         """Rows that get a token in this step, in the order of their choices."""
-        return [row for job in self.prompts for row in job.rows] if self.prompts else list(self.rows)
+        return [row for job in self.read_jobs() for row in job.rows] if self.prompts else list(self.rows)
+
+    def read_jobs(self) -> list[Job]:
+        """Jobs whose prompts are read when this is done."""
+        return list(self.prompts) if self.last is None else []
 
     def searching_jobs(self) -> list[Job]:
         """Jobs whose searches go a step further."""
-        return [job for job in self.prompts or self.beams if job.search is not None]
+        return [job for job in (self.read_jobs() if self.prompts else self.beams) if job.search is not None]
 
     @property
     def searches(self) -> list[BeamSearch]:
@@ -200,11 +213,23 @@ class Plan:
 
 class Scheduler:
     """See the module. `queue`: requests that may wait here; `prefill_tokens`: prompts are read together up to this many
-    tokens in one step (a longer one is read alone), which bounds how long running rows wait for a token."""
+    tokens in one step (a longer one is read alone); `slicer`: how long running rows may wait for that, None as long as it
+    takes."""
 
-    def __init__(self, limits: Limits, tokenizer: Tokenizer, *, queue: int = 1024, prefill_tokens: int = 512) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        tokenizer: Tokenizer,
+        *,
+        queue: int = 1024,
+        prefill_tokens: int = 512,
+        slicer: Slicer | None = None,
+    ) -> None:
         self._limits, self._tokenizer = limits, tokenizer
-        self._queue_limit, self._prefill_tokens = queue, prefill_tokens
+        self._queue_limit, self._prefill_tokens, self._slicer = queue, prefill_tokens, slicer
+        self._reading: tuple[Job, ...] = ()  # admitted, their prompts read up to layer `_layer`
+        self._layer = 0
+        self._clears: list[int] = []  # with the next plan
         self._waiting: deque[Request] = deque()
         self._jobs: dict[str, Job] = {}  # admitted, by request id
         self._running: list[Row] = []  # read their prompt and not finished, by slot
@@ -237,6 +262,9 @@ class Scheduler:
         job = self._jobs.get(request_id)
         if job is not None:
             self._drop(job)
+            if job in self._reading and not any(self._jobs.get(one.request.id) is one for one in self._reading):
+                self._clears += [slot for one in self._reading for slot in one.held_slots()]
+                self._reading = ()
             return Cancelled(request_id)
         for request in self._waiting:
             if request.id == request_id:
@@ -246,12 +274,35 @@ class Scheduler:
 
     def plan(self) -> Plan | None:
         """The next step, or None when there is nothing to do."""
-        if (self._running or self._searching) and (self._decode_next or not self._admissible()):
+        running = bool(self._running or self._searching)
+        if running and (self._decode_next or not (self._reading or self._admissible())):
             self._decode_next = False
-            return Plan(rows=tuple(self._running), beams=tuple(self._searching))
-        prompts = self._admit()
+            return Plan(rows=tuple(self._running), beams=tuple(self._searching), clears=self._cleared())
+        if not self._reading:
+            self._reading, self._layer = tuple(self._admit()), 0
+            if not self._reading:
+                return None
+            if self._slicer is not None:
+                self._slicer.begin(sum(_tokens(job.request) for job in self._reading))
         self._decode_next = True
-        return Plan(prompts=tuple(prompts)) if prompts else None
+        first, last = self._layer, None
+        if running and self._slicer is not None:
+            until = self._slicer.until(first)
+            last = until if until < self._slicer.layers else None
+        return Plan(prompts=self._reading, first=first, last=last, clears=self._cleared())
+
+    def measured(self, plan: Plan, seconds: float) -> None:
+        """How long a plan took."""
+        if self._slicer is None:
+            return
+        if plan.prompts:
+            self._slicer.measured((self._slicer.layers if plan.last is None else plan.last) - plan.first, seconds)
+        else:
+            self._slicer.stepped(seconds)
+
+    def _cleared(self) -> tuple[int, ...]:
+        slots, self._clears = tuple(self._clears), []
+        return slots
 
     def _admissible(self) -> bool:
         return bool(self._waiting) and self._waiting[0].slots(self._limits.positions) <= len(self._free)
@@ -261,7 +312,7 @@ class Scheduler:
         tokens = 0
         while self._admissible():
             request = self._waiting[0]
-            tokens += len(request.prompt.ids) + sum(map(len, request.choices))
+            tokens += _tokens(request)
             if jobs and tokens > self._prefill_tokens:
                 break
             self._waiting.popleft()
@@ -281,12 +332,17 @@ class Scheduler:
     def book(self, plan: Plan, outcome: Outcome) -> Step:
         """Write down what a plan brought. Rows and searches that end leave their slots."""
         step = Step()
+        if plan.prompts:
+            if plan.last is not None:
+                self._layer = plan.last
+                return step
+            self._reading = ()
         rows = plan.sampled_rows()
         batch = len(rows) + sum(search.rows for search in plan.searches)
         for row, choice in zip(rows, outcome.choices, strict=True):
             job = row.job
             if self._jobs.get(job.request.id) is not job:
-                continue  # an alternative before it failed
+                continue  # an alternative before it failed, or it was cancelled while its prompt was read
             job.largest_batch = max(job.largest_batch, batch)
             if not choice.finite:
                 self._fail(job, step)
@@ -299,10 +355,14 @@ class Scheduler:
                     results = tuple(other.result() for other in job.rows)
                     step.ends.append(Finished(job.request.id, results, job.largest_batch))
         for job, candidates in zip(plan.searching_jobs(), outcome.candidates, strict=True):
+            if self._jobs.get(job.request.id) is not job:
+                continue  # it was cancelled while its prompt was read
             job.largest_batch = max(job.largest_batch, batch)
             self._book_candidates(job, candidates, step)
         scored = [job for job in plan.prompts if job.request.choices]
         for job, logprobs in zip(scored, outcome.scores, strict=True):
+            if self._jobs.get(job.request.id) is not job:
+                continue
             step.ends.append(self._book_scores(job, logprobs))
         alive = {*self._running, *rows}
         self._running = sorted(
@@ -373,3 +433,8 @@ class Scheduler:
             heapq.heappush(self._free, slot)
         self._running = [row for row in self._running if row.job is not job]
         self._searching = [other for other in self._searching if other is not job]
+
+
+def _tokens(request: Request) -> int:
+    """That are read with a request's prompt."""
+    return len(request.prompt.ids) + sum(map(len, request.choices))

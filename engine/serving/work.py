@@ -32,11 +32,16 @@ class Tree(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Work:
     """First `clears` (slots) and `copies` (source slot, target slot, columns) in the cache; then prompts to read, or one
-    token of each row: token i goes to columns[i] of slots[i] (ascending), read at positions[i]; then those of the trees."""
+    token of each row: token i goes to columns[i] of slots[i] (ascending), read at positions[i]; then those of the trees.
+
+    layers: prompts are read through so many only, None for all that are left; resume: go on with those of an earlier work.
+    """
 
     clears: tuple[int, ...] = ()
     copies: tuple[tuple[int, int, int], ...] = ()
     readings: tuple[Reading, ...] = ()
+    resume: bool = False
+    layers: int | None = None
     slots: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     columns: tuple[int, ...] = ()

@@ -20,6 +20,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -29,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 from engine.errors import GLMError
 from engine.serving.protocol import Cancel, Failed, Limits, Loaded, LoadFailed, Options, Ready, Request, Step, Stop
 from engine.serving.scheduler import Scheduler
+from engine.serving.slicing import Slicer
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +86,9 @@ def load(options: Options, announce: Callable[[Work], None]) -> Engine:
         parameters=config.parameters(),
         tensor_parallel=options.tensor_parallel,
     )
-    scheduler = Scheduler(limits, tokenizer, prefill_tokens=options.prefill_tokens)
+    # With streamed layers every slice and every step between would read all of them again.
+    slicer = Slicer(config.layers, options.gap_seconds) if options.gap_seconds and options.offload == "none" else None
+    scheduler = Scheduler(limits, tokenizer, prefill_tokens=options.prefill_tokens, slicer=slicer)
     sampler = Sampler(config.vocabulary, never_generated(tokenizer, config.vocabulary), tokenizer.eop, model.device)
     return Engine(limits, scheduler, runner, sampler, tokenizer.end_ids)
 
@@ -172,12 +176,15 @@ def serve(engine: Engine, inbox: queue.SimpleQueue, connection: Connection) -> N
             receive(scheduler, inbox.get(), news)
         plan = scheduler.plan()
         if plan is not None:
-            news.started += [job.request.id for job in plan.prompts]
+            news.started += [job.request.id for job in plan.prompts if plan.first == 0]
         if news:
             connection.send(news)
         if plan is None:
             continue
-        step = scheduler.book(plan, engine.runner.run(plan, engine.sampler, engine.end_ids))
+        began = time.perf_counter()
+        outcome = engine.runner.run(plan, engine.sampler, engine.end_ids)
+        scheduler.measured(plan, time.perf_counter() - began)
+        step = scheduler.book(plan, outcome)
         if step:
             connection.send(step)
 

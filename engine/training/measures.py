@@ -1,8 +1,9 @@
 """How well a model does on rows that it was not trained on: text in bits per byte, blanks and questions by their answers.
 
 Rows have the forms of sources.py. Of a document every byte counts, read from left to right behind a [gMASK], in windows of the
-model's length. Of a text with blanks, and of a question, an answer is right if the greedy one is the wanted one, but for case
-and the point at its end; `perplexity` is that of the wanted answers' tokens, their end included, by the model's own probability.
+model's length. Of a text with blanks, and of a question, an answer is right if the greedy one is the row's, but for case and the
+point at its end; where the row has words that are "wanted", if it has them in it. `perplexity` is that of the rows' answers'
+tokens, their end included, by the model's own probability.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from engine.glm.tokenizer import Tokenizer
 from engine.serving.pool import Pool
 from engine.serving.worker import choose_device
 from engine.training.objective import blank_samples, chat_sample
-from engine.training.report import ask, plain
+from engine.training.report import Asked, ask, plain
 from engine.training.sources import is_document
 
 
@@ -34,17 +35,23 @@ async def measure(folder: Path, splits: dict[str, list[dict]]) -> dict[str, dict
     model = checkpoint.load(folder, device=choose_device(0, 1))
     found = {name: _by_probability(model, tokenizer, rows) for name, rows in splits.items()}
     del model
-    asked = [(name, *_question(row)) for name, rows in splits.items() for row in rows if not is_document(row)]
+    asked = [(name, row, *_question(row)) for name, rows in splits.items() for row in rows if not is_document(row)]
     if not asked:
         return found
     async with Pool(folder, queue=len(asked)) as pool:
-        answers = await ask(pool, tokenizer, config, [(mode, text) for _, mode, text, _ in asked])
-    for (name, mode, _, wanted), said in zip(asked, answers, strict=True):
+        answers = await ask(pool, tokenizer, config, [(mode, text) for _, _, mode, text, _ in asked])
+    for (name, row, mode, _, wanted), said in zip(asked, answers, strict=True):
         what = "blanks" if mode == "fill" else "questions"
-        right = list(map(plain, said.fills if mode == "fill" else [said.answer])) == list(map(plain, wanted))
         found[name][what] = found[name].get(what, 0) + 1
-        found[name][f"{what}_right"] = found[name].get(f"{what}_right", 0) + right
+        found[name][f"{what}_right"] = found[name].get(f"{what}_right", 0) + _is_right(row, wanted, said)
     return found
+
+
+def _is_right(row: dict, answers: list[str], said: Asked) -> bool:
+    if "wanted" in row:
+        return plain(row["wanted"]) in plain(said.answer)
+    given = said.fills if said.mode == "fill" else [said.answer]
+    return list(map(plain, given)) == list(map(plain, answers))
 
 
 def table(found: dict[str, dict]) -> str:
@@ -58,7 +65,7 @@ def table(found: dict[str, dict]) -> str:
 
 
 def _question(row: dict) -> tuple[str, str, list[str]]:
-    """mode, text and the wanted answers."""
+    """mode, text and the answers."""
     if "answers" in row:
         return "fill", row["text"], row["answers"]
     first, second = row["messages"][0]["content"], row["messages"][1]["content"]
