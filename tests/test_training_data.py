@@ -198,12 +198,15 @@ def test_a_missing_source_is_named(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"caps": 3}, "caps: .*Options are limit_megabytes, split, boost, cap"),
+        ({"caps": 3}, "caps: .*Options are limit_megabytes, split, boost, reword, chain, cap"),
         ({"cap": 0}, "cap: .*greater than or equal to 1"),
         ({"cap": "many"}, "cap: "),
         ({"split": "words"}, "split: .*'sentences' or 'couplets'"),
         ({"boost": {"x": "often"}}, "boost.x: "),
         ({"limit_megabytes": -1}, "limit_megabytes: "),
+        ({"reword": {"(": ["x"]}}, "reword: .*is no pattern"),
+        ({"reword": {"What is (.+)": [r"\1 or \2?"]}}, "reword: .*has 1 groups, and a wording wants number 2"),
+        ({"chain": 1.5}, "chain: "),
     ],
 )
 def test_a_mistake_in_options_is_named(options: dict, message: str, tmp_path, tokenizer) -> None:
@@ -228,6 +231,42 @@ def test_boosted_rows_and_held_out_questions(tmp_path, tokenizer) -> None:
     with pytest.raises(GLMError, match="no rows left"):
         write(tmp_path / "b.jsonl", FORMS[2:3])
         load_source(tmp_path, "b", {}, tokenizer, frozenset({"Hi"}))
+
+
+def rounds(*questions: str, lang: str = "en") -> list[dict]:
+    return [
+        {"messages": [{"role": "user", "content": text}, {"role": "assistant", "content": f"{text}!"}], "lang": lang}
+        for text in questions
+    ]
+
+
+def test_questions_are_asked_in_other_words(tmp_path, tokenizer) -> None:
+    write(tmp_path / "a.jsonl", [*rounds("Where is Rome?", "Where is Rome? Tell me."), *FORMS[:2]])
+    reword = {r"Where is (.+)\?": [r"\1 is where?", "Where?"], "Nothing": ["x"]}
+    source = load_source(tmp_path, "a", {"reword": reword}, tokenizer, frozenset({"Where?"}))
+    asked = [[message["content"] for message in row["messages"]] for row in source.rows if "messages" in row]
+    assert asked == [  # the pattern is of the whole question; a wording that is held out stays away
+        ["Where is Rome?", "Where is Rome?!"],
+        ["Rome is where?", "Where is Rome?!"],
+        ["Where is Rome? Tell me.", "Where is Rome? Tell me.!"],
+    ]
+    assert list(source.lines) == [1, 1, 2, 3, 4]
+
+
+def test_rounds_are_chained_in_their_language(tmp_path, tokenizer) -> None:
+    english, chinese = [f"Question {number}" for number in range(40)], [f"问题{number}" for number in range(40)]
+    blank = [{"messages": [{"role": "user", "content": "A [MASK]."}, {"role": "assistant", "content": "blank"}]}]
+    write(tmp_path / "a.jsonl", [*rounds(*english), *rounds(*chinese, lang="zh"), *blank])
+    rows = load_source(tmp_path, "a", {"chain": 0.5}, tokenizer, NONE, seed=1).rows
+    assert rows == load_source(tmp_path, "a", {"chain": 0.5}, tokenizer, NONE, seed=1).rows
+    assert rows[-1] == blank[0]
+    lengths = [len(row["messages"]) for row in rows[:-1]]
+    assert set(lengths) == {2, 4, 6} and 25 < sum(length > 2 for length in lengths) < 55
+    for row, question in zip(rows, [*english, *chinese], strict=False):
+        assert row["messages"][-2]["content"] == question  # behind the others, with its own answer
+        assert row["messages"][-1]["content"] == f"{question}!"
+        own = english if question in english else chinese
+        assert all(message["content"] in own for message in row["messages"][::2])
 
 
 def test_a_cap_keeps_rows_by_the_seed_alone(tmp_path, tokenizer) -> None:

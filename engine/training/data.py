@@ -102,7 +102,7 @@ def load_source(
         lines.append(number)
     if not found:
         raise GLMError("bad_data", f"{name} has no rows left to train on.", field="data")
-    return Source(name, found, file, lines)
+    return Source(name, parsed.chained(found, seed, name), file, lines)
 
 
 _PATIENCE = 100  # rows of no use, one behind the other, before a small source is given up

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from random import Random
 from typing import Literal, TypeVar
 
 import numpy
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from engine.errors import GLMError
 from engine.training.row_files import RowFile
@@ -19,14 +22,18 @@ Row = TypeVar("Row")
 
 class SourceOptions(BaseModel):
     """limit_megabytes: of JSON, from the beginning; split: "sentences" (each also as a document of its own) or "couplets"
-    (verse lines also as blanks and as questions for the next line); boost: rows that contain a text are repeated so often; cap:
-    at most so many of the rows that come of it, chosen by the seed."""
+    (verse lines also as blanks and as questions for the next line); boost: rows that contain a text are repeated so often; reword:
+    a question that matches a pattern, all of it, is also asked in these words, where \\1 is what the pattern's first group
+    found; chain: share of the single rounds that get one or two others of the same language before them; cap: at most so many
+    of the rows that come of it, chosen by the seed."""
 
     model_config = ConfigDict(extra="forbid")
 
     limit_megabytes: float | None = Field(None, gt=0)
     split: Literal["sentences", "couplets"] | None = None
     boost: dict[str, int] = {}
+    reword: dict[str, list[str]] = {}
+    chain: float = Field(0.0, ge=0, le=1)
     cap: int | None = Field(None, ge=1)
 
     @staticmethod
@@ -44,8 +51,21 @@ class SourceOptions(BaseModel):
 
     @property
     def shape(self) -> dict:
-        """The options that decide which rows there are, without `cap`, which only chooses among them."""
-        return self.model_dump(mode="json", exclude={"cap"})
+        """The options that decide which documents there are, without `cap`, which only chooses among them."""
+        return self.model_dump(mode="json", exclude={"cap", "reword", "chain"})
+
+    @field_validator("reword")
+    @classmethod
+    def _check_reword(cls, reword: dict[str, list[str]]) -> dict[str, list[str]]:
+        for pattern, wordings in reword.items():
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"{pattern!r} is no pattern: {error}") from error
+            most = max((int(number) for wording in wordings for number in re.findall(r"\\(\d)", wording)), default=0)
+            if most > groups:
+                raise ValueError(f"{pattern!r} has {groups} groups, and a wording wants number {most}")
+        return reword
 
     def rows(self, file: RowFile, after: int = 0) -> Iterator[tuple[int, dict]]:
         """(line, row) in order, of the lines behind `after`; one line may give several rows or none."""
@@ -61,7 +81,26 @@ class SourceOptions(BaseModel):
 
     def made(self, row: dict) -> list[dict]:
         """What is made of a row, once."""
-        return _split(row, self.split)
+        made = _split(row, self.split)
+        if self.reword and "messages" in row and len(row["messages"]) == 2:
+            made += _reworded(row, self.reword)
+        return made
+
+    def chained(self, rows: list[dict], seed: int, name: str) -> list[dict]:
+        """The rows of a source, some of them behind other rounds."""
+        if not self.chain:
+            return rows
+        random = Random(f"{seed}/{name}/chain")
+        rounds: dict[str, list[dict]] = defaultdict(list)
+        for row in rows:
+            if _is_round(row):
+                rounds[row.get("lang", "")].append(row)
+        return [
+            _behind(random.choices(rounds[row.get("lang", "")], k=random.choice((1, 2))), row)
+            if _is_round(row) and random.random() < self.chain
+            else row
+            for row in rows
+        ]
 
 
 def _split(row: dict, how: str | None) -> list[dict]:
@@ -80,6 +119,26 @@ def _split(row: dict, how: str | None) -> list[dict]:
             question = {"role": "user", "content": f"“{halves[0]}”的下一句是什么？"}
             made.append({"messages": [question, {"role": "assistant", "content": f"{halves[1][:-1]}。"}]})
     return made
+
+
+def _reworded(row: dict, reword: dict[str, list[str]]) -> list[dict]:
+    question, answer = row["messages"]
+    found = ((re.fullmatch(pattern, question["content"]), wordings) for pattern, wordings in reword.items())
+    return [
+        row | {"messages": [question | {"content": match.expand(wording)}, answer]}
+        for match, wordings in found
+        if match is not None
+        for wording in wordings
+    ]
+
+
+def _is_round(row: dict) -> bool:
+    """A question and its answer; a blank that stands as a question is none."""
+    return "messages" in row and len(row["messages"]) == 2 and "[MASK]" not in row["messages"][0]["content"]
+
+
+def _behind(before: list[dict], row: dict) -> dict:
+    return row | {"messages": [message for one in (*before, row) for message in one["messages"]]}
 
 
 def capped(rows: Iterable[Row], cap: int, seed: int, name: str) -> list[Row]:
