@@ -11,8 +11,8 @@ import pytest
 
 
 def bench(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "engine", "bench", *arguments, "--prompt", "3", "--steps", "2"]
-    if "--model" not in arguments:
+    command = [sys.executable, "-m", "engine", "bench", "--prompt", "3", "--new", "2", *arguments]
+    if "--offload" in arguments and "--model" not in arguments:
         command += ["--folder", str(folder)]
     return subprocess.run(command, capture_output=True, text=True, timeout=240)
 
@@ -43,23 +43,49 @@ def test_streamed_random_layers(tmp_path: Path, quantize: str | None) -> None:
 
 def test_repeated_layers_are_said_to_be(tmp_path: Path) -> None:
     arguments = ("--preset", "glm-tiny", "--random-weights", "--offload", "disk", "--layers", "1", "--repeat-layers")
-    shown = bench(*arguments, "--keep", "--rows", "2", folder=tmp_path)
+    shown = bench(*arguments, "--keep", "--batch", "2", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "repeated: only 1 distinct layers" in shown.stdout
     kept = list(tmp_path.glob("*.weights"))
     assert len(kept) == 1
     made = kept[0].stat().st_mtime_ns
-    assert bench(*arguments, "--keep", "--rows", "2", folder=tmp_path).returncode == 0
+    assert bench(*arguments, "--keep", "--batch", "2", folder=tmp_path).returncode == 0
     assert kept[0].stat().st_mtime_ns == made
 
 
-def test_a_model_folder_in_memory_and_streamed(tmp_path: Path) -> None:
-    for offload in ("none", "host", "disk"):
-        shown = bench("--model", "embedded", "--offload", offload, "--rows", "1", "--json", folder=tmp_path)
+def test_a_model_folder_streamed(tmp_path: Path) -> None:
+    for offload in ("host", "disk"):
+        shown = bench("--model", "embedded", "--offload", offload, "--batch", "1", "--json", folder=tmp_path)
         assert shown.returncode == 0, shown.stderr
         report = json.loads(shown.stdout)
         assert report["weights"] == "stored"
-        assert report["pinned_layers"] == (report["layers"] if offload == "none" else 0)
+        assert report["pinned_layers"] == 0
+
+
+@pytest.mark.parametrize("what", [("--model", "embedded"), ("--preset", "glm-base", "--random-weights")])
+def test_a_model_in_memory(tmp_path: Path, what: tuple[str, ...]) -> None:
+    shown = bench(*what, "--precision", "fp32,int8,int4", "--batch", "1,3", "--json", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    report = json.loads(shown.stdout)
+    assert report["machine"]["flops"] > 1e9 and report["machine"]["bandwidth"] > 1e8
+    assert [one["precision"] for one in report["precisions"]] == ["fp32", "int8", "int4"]
+    bytes_of = [one["weight_bytes"] for one in report["precisions"]]
+    assert bytes_of[0] > bytes_of[1] > bytes_of[2] and 4 * report["parameters"] == bytes_of[0]
+    for one in report["precisions"]:
+        assert [decode["batch"] for decode in one["decode"]] == [1, 3]
+        for decode in one["decode"]:
+            step = decode["batch"] / decode["tokens_per_second"]
+            share = one["weight_bytes"] / step / report["machine"]["bandwidth"]
+            assert decode["bandwidth_share"] == pytest.approx(share)
+        assert one["first_token_seconds"] >= one["prefill_seconds"] > 0 and one["peak_memory"] > one["weight_bytes"]
+
+
+def test_a_table_for_people(tmp_path: Path) -> None:
+    shown = bench("--model", "embedded", "--batch", "1,2", folder=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "matmul peak" in shown.stdout and "| tokens/s, batch 2 |" in shown.stdout
+    head, line, row = shown.stdout.splitlines()[-3:]
+    assert head.count("|") == line.count("|") == row.count("|")
 
 
 @pytest.mark.parametrize(
@@ -71,11 +97,16 @@ def test_a_model_folder_in_memory_and_streamed(tmp_path: Path) -> None:
         (("--model", "embedded", "--layers", "2"), "--layers"),
         (("--preset", "glm-tiny", "--random-weights", "--repeat-layers"), "--layers"),
         (("--preset", "glm-tiny", "--random-weights", "--layers", "3"), "from 1 to 2"),
+        (("--preset", "glm-tiny", "--random-weights", "--layers", "1"), "--precision names them all"),
+        (("--model", "embedded", "--quantize", "int4"), "--precision names them all"),
+        (("--model", "embedded", "--precision", "fp32,int5"), "'int5'"),
+        (("--model", "embedded", "--offload", "disk", "--precision", "int4"), "fp32, bf16, fp16"),
+        (("--model", "embedded", "--prompt", "600"), "512 positions"),
         (("--model", "embedded", "--weights-budget", "1GiB"), "--offload"),
         (("--model", "embedded", "--offload", "disk", "--weights-budget", "much"), "12GiB"),
         (("--model", "embedded", "--offload", "disk", "--weights-budget", "1MiB"), "too small"),
-        (("--model", "embedded", "--rows", "1,x"), "--rows"),
-        (("--model", "embedded", "--rows", "0"), "--rows"),
+        (("--model", "embedded", "--batch", "1,x"), "--batch"),
+        (("--model", "embedded", "--batch", "0"), "--batch"),
         (("--model", "embedded", "--threads", "0"), "--threads"),
         (("--model", "/nowhere"), "no model"),
     ],

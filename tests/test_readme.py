@@ -87,3 +87,10 @@ def test_every_field_of_a_recipe_is_in_the_readme() -> None:
     chapter = README.split("## Train and fine-tune")[1].split("\n## ")[0]
     fields = {*Recipe.model_fields, *Scale.model_fields, *LowRank.model_fields}
     assert {field for field in fields if f"`{field}`" not in chapter} == set()
+
+
+def test_the_recipe_in_the_readme_is_one(tmp_path: Path) -> None:
+    [text] = re.findall(r"```yaml\n(.*?)```", README.split("## Train and fine-tune")[1], re.DOTALL)
+    (tmp_path / "my-recipe.yaml").write_text(text)
+    recipe = Recipe.load(tmp_path / "my-recipe.yaml")
+    assert list(recipe.splits) == ["notes"] and recipe.stages[0].sources == ["notes"]

@@ -20,6 +20,7 @@ from engine.training.held_out import digest, held_out_rows
 from engine.training.objective import Objective
 from engine.training.optimizer import orthogonalise, shares
 from engine.training.recipe import HeldOut, Optimizer, Recipe
+from engine.training.vocabulary import train_vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
 FACTS = [
@@ -284,3 +285,11 @@ def test_a_broken_line_of_data_is_named(tmp_path) -> None:
     (tmp_path / "a.jsonl").write_text('{"words": "x"}\n')
     with pytest.raises(GLMError, match='"text" or "messages"'):
         list(read_rows(tmp_path, "a"))
+
+
+@pytest.mark.parametrize("texts", [[], ["A few words only."]])
+def test_too_little_text_for_a_vocabulary_is_said(tmp_path, texts: list[str]) -> None:
+    with pytest.raises(GLMError, match="No vocabulary of 2048 can be made of this text") as caught:
+        train_vocabulary(texts, tmp_path / "tokenizer.model", 2048)
+    assert caught.value.kind == "bad_data" and caught.value.field == "vocabulary"
+    assert not (tmp_path / "tokenizer.model").exists()

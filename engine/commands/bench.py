@@ -1,11 +1,15 @@
-"""`python -m engine bench`: seconds a token here, with the layers in memory or streamed.
+"""`python -m engine bench`: how fast a model reads prompts and decodes here, in memory or with its layers streamed.
 
+    python -m engine bench --model embedded
+    python -m engine bench --preset glm-330m --random-weights --batch 1,4,16 --precision fp32,bf16,int8,int4
     python -m engine bench --model FOLDER --offload disk --weights-budget 12GiB
     python -m engine bench --preset glm-130b --random-weights --quantize int4 --offload disk --layers 20 --repeat-layers
 
-Random weights have a preset's real sizes. --layers N makes N layers, each a file of its own; with --repeat-layers the model
-has all of its layers, and reads those N files over and over, each time from the disk. The disk's own rate is measured on the
-same files in the same run. Exit status: 0, 1 when the machine fails, 2 for a mistake in the arguments.
+In memory: time to load and to read a prompt, tokens a second, and their shares of the memory's bandwidth and of the matmul
+peak, both measured in the same run; each precision in a process of its own. Streamed: seconds a token and what is read for it;
+the disk's own rate is measured on the same files in the same run. Random weights have a preset's real sizes. --layers N makes N
+layers, each a file of its own; with --repeat-layers the model has all of its layers, and reads those N files over and over,
+each time from the disk. Exit status: 0, 1 when the machine fails, 2 for a mistake in the arguments.
 """
 
 from __future__ import annotations
@@ -37,8 +41,13 @@ def main(arguments: list[str]) -> int:
     """Returns the exit status."""
     options = _parser().parse_args(arguments)
     try:
+        _check(options)
+        if options.offload == "none":
+            from engine.commands import bench_speed
+
+            sys.stdout.write(bench_speed.run(options))
+            return 0
         with contextlib.ExitStack() as stack:
-            _check(options)
             report = _bench(options, stack)
     except GLMError as error:
         sys.stderr.write(f"{error}\n")
@@ -69,21 +78,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--folder", type=Path, help="where random or prepared layers are written (default: ./bench-layers, or the model's "
         "own folder)")  # fmt: skip
     add("--keep", action="store_true", help="leave random layers there, for the next run")
-    add("--quantize", choices=QUANTIZATIONS, help="default: as the weights are")
-    add("--precision", choices=PRECISIONS, help="of the arithmetic, and of the cache (default: bf16 with --quantize, "
-        "else fp32)")  # fmt: skip
+    add("--precision", metavar="NAMES", help="in memory: of fp32, bf16, fp16 and the kinds of --quantize, with commas (default: "
+        "fp32); streamed: one of fp32, bf16, fp16, of the arithmetic (default: bf16 with --quantize, else fp32)")  # fmt: skip
+    add("--quantize", choices=QUANTIZATIONS, help="of streamed layers (default: as the weights are)")
     add("--offload", choices=OFFLOADS, default="none", help="where layers beyond the budget wait (default: none do)")
     add("--weights-budget", metavar="SIZE", help="memory for weights, as 12GiB (default: the least that is possible)")
-    add("--rows", default="1,16", help="batch sizes, with commas (default: 1,16)")
-    add("--prompt", type=int, default=8, help="tokens of each row's prompt (default: 8)")
-    add("--steps", type=int, default=4, help="timed steps for each batch size (default: 4)")
+    add("--batch", default="1,16", help="batch sizes, with commas (default: 1,16)")
+    add("--prompt", type=int, help="tokens of each row's prompt (default: 128 in memory, 8 streamed)")
+    add("--new", type=int, help="timed steps for each batch size (default: 128 in memory, 4 streamed)")
     add("--threads", type=int, help="CPU threads (default: all cores)")
     add("--json", action="store_true", help="one JSON object")
     return parser
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Mistakes that need no model to see. Makes numbers of --rows and --weights-budget."""
+    """Mistakes that need no model to see. Makes numbers of --batch and --weights-budget."""
     if (options.model is None) == (options.preset is None):
         raise GLMError("bad_request", "Either --model or --preset must be given.", field="model")
     if options.random_weights != (options.preset is not None):
@@ -98,18 +107,28 @@ def _check(options: argparse.Namespace) -> None:
         raise GLMError("bad_request", f"--layers must be from 1 to {most}.", field="layers", limit=most)
     if options.weights_budget is not None and options.offload == "none":
         raise GLMError("bad_request", "--weights-budget needs --offload host or disk.", field="weights_budget")
-    for name, least in (("prompt", 1), ("steps", 1), ("threads", 1)):
+    streamed = options.offload != "none"
+    if streamed and options.precision not in (None, *PRECISIONS):
+        raise GLMError(
+            "bad_request", f"--precision of streamed layers is one of {', '.join(PRECISIONS)}.", field="precision"
+        )
+    if not streamed and (options.quantize or options.layers is not None or options.folder is not None):
+        message = "--quantize, --layers and --folder are for streamed layers; in memory --precision names them all."
+        raise GLMError("bad_request", message, field="offload")
+    options.prompt = options.prompt if options.prompt is not None else 8 if streamed else 128
+    options.new = options.new if options.new is not None else 4 if streamed else 128
+    for name, least in (("prompt", 1), ("new", 1), ("threads", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise GLMError("bad_request", f"--{name} must be at least {least}.", field=name, limit=least)
     if options.weights_budget is not None:
         options.weights_budget = parse_size(options.weights_budget)
     try:
-        options.rows = [int(rows) for rows in options.rows.split(",")]
+        options.batch = [int(rows) for rows in options.batch.split(",")]
     except ValueError as error:
-        raise GLMError("bad_request", "--rows takes numbers with commas, as 1,16.", field="rows") from error
-    if min(options.rows) < 1:
-        raise GLMError("bad_request", "--rows must be at least 1.", field="rows", limit=1)
+        raise GLMError("bad_request", "--batch takes numbers with commas, as 1,16.", field="batch") from error
+    if min(options.batch) < 1:
+        raise GLMError("bad_request", "--batch must be at least 1.", field="batch", limit=1)
 
 
 def _bench(options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str, Any]:
@@ -122,11 +141,11 @@ def _bench(options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str
         torch.set_num_threads(options.threads)
     model, report = _random(options, stack) if options.random_weights else _stored(options)
     stack.callback(model.close)
-    positions = options.prompt + options.steps + 1
+    positions = options.prompt + options.new + 1
     if positions > model.config.positions:
         message = f"{positions} tokens are more than the {model.config.positions} positions of {model.config.name}."
         raise GLMError("bad_request", message, field="prompt", limit=model.config.positions)
-    bench.check_memory(bench.cache_bytes(model, options.rows, options.prompt, options.steps))
+    bench.check_memory(bench.cache_bytes(model, options.batch, options.prompt, options.new))
     report |= {
         "model": model.config.name,
         "quantize": model.config.quantization.name if model.config.quantization else None,
@@ -138,13 +157,13 @@ def _bench(options: argparse.Namespace, stack: contextlib.ExitStack) -> dict[str
         "weights_memory": model.weights_memory,
         "threads": torch.get_num_threads(),
         "prompt": options.prompt,
-        "steps": options.steps,
+        "steps": options.new,
     }
     rates = [bench.disk_rate(model.files)]
     _tell(f"{len(model.layers)} layers, {model.pinned} of them stay in memory")
     report["rows"] = []
-    for rows in options.rows:
-        found = bench.measure(model, rows, options.prompt, options.steps)
+    for rows in options.batch:
+        found = bench.measure(model, rows, options.prompt, options.new)
         report["rows"].append({
             "rows": rows,
             "seconds_a_token": found.token_seconds,
@@ -167,8 +186,8 @@ def _stored(options: argparse.Namespace) -> tuple[OffloadedGLM, dict[str, Any]]:
         folder,
         dtype=_dtype(options),
         quantize=options.quantize,
-        place="disk" if options.offload == "none" else options.offload,
-        budget=offload.ALL if options.offload == "none" else options.weights_budget,
+        place=options.offload,
+        budget=options.weights_budget,
         cache=options.folder,
     )
     return model, {"weights": "stored", "distinct_layers": len(model.layers)}
@@ -189,8 +208,8 @@ def _random(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[O
     size = layer_size(model.form)
     ends = 2 * config.vocabulary * config.hidden
     # Layers in host memory are there once, however often they are repeated.
-    waiting = {"none": 0, "host": count * size, "disk": 0}[options.offload]
-    loaded = config.layers * size if options.offload == "none" else offload.BUFFERS * size
+    waiting = count * size if options.offload == "host" else 0
+    loaded = offload.BUFFERS * size
     bench.check_memory(max(ends + loaded, min(options.weights_budget or 0, ends + config.layers * size)) + waiting)
     paths = _write(options, stack, config, model.form, count)
     random_layers.random_ends(model)
@@ -202,7 +221,7 @@ def _random(options: argparse.Namespace, stack: contextlib.ExitStack) -> tuple[O
         source = HostSource(lambda number: tensors[layers[number]], model.form, torch.device("cpu"))
         model.settle(source, options.weights_budget)
     else:
-        model.settle(files, options.weights_budget if options.offload == "disk" else offload.ALL)
+        model.settle(files, options.weights_budget)
     return model.eval(), {"weights": "random", "distinct_layers": count}
 
 

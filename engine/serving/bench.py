@@ -56,11 +56,7 @@ class Measure:
 def measure(model: GLM, rows: int, prompt: int, steps: int) -> Measure:
     """Read `rows` prompts of so many tokens in one pass, then take `steps` steps with all rows."""
     runner = Runner(model, rows, prompt + steps + 1)
-    ids = torch.randint(0, model.config.vocabulary, (rows, prompt + 1), generator=torch.Generator().manual_seed(rows))
-    readings = [
-        Reading(Prompt(tuple(row), tuple(range(prompt + 1)), prompt, prompt, 1), slot)
-        for slot, row in enumerate(ids.tolist())
-    ]
+    readings = random_readings(model, rows, prompt)
     began = time.perf_counter()
     state = runner.read(readings)
     runner.advance(state)
@@ -82,6 +78,15 @@ def measure(model: GLM, rows: int, prompt: int, steps: int) -> Measure:
         (device_bytes() - read) // steps,
         (_waited(model) - waited) / steps,
     )
+
+
+def random_readings(model: GLM, rows: int, prompt: int) -> list[Reading]:
+    """Prompts of so many random tokens and a `sop`, for slots 0 to rows - 1."""
+    ids = torch.randint(0, model.config.vocabulary, (rows, prompt + 1), generator=torch.Generator().manual_seed(rows))
+    return [
+        Reading(Prompt(tuple(row), tuple(range(prompt + 1)), prompt, prompt, 1), slot)
+        for slot, row in enumerate(ids.tolist())
+    ]
 
 
 def _waited(model: GLM) -> float:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.errors import GLMError
+from engine.glm.allocator import keep_freed_memory
 from engine.serving.protocol import Cancel, Failed, Limits, Loaded, LoadFailed, Options, Ready, Request, Step, Stop
 from engine.serving.scheduler import Scheduler
 from engine.serving.slicing import Slicer
@@ -252,6 +253,7 @@ def main(descriptors: list[int]) -> int:
         failure = GLMError("bad_model", f"The model could not be loaded ({type(error).__name__}).")
         connection.send(LoadFailed(of_rank(failure, options)))
         return 1
+    keep_freed_memory()  # only now: what loading needed for a while goes back
     try:
         if isinstance(ready, Engine):
             connection.send(Ready(ready.limits))

@@ -1,0 +1,178 @@
+"""How fast a model in memory reads prompts and decodes here, against what the machine could do: its memory and its arithmetic.
+
+    machine = measure_machine(threads)
+    found = measure(model_of("glm-330m", None, "int4"), "int4", prompt=128, new=128, batches=(1, 4, 16))
+
+A step reads every weight once, so `weight bytes / read bandwidth` bounds it from below at small batches; a prompt's operations
+divided by the matmul peak bound a prefill. Both limits are measured in the same run, with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy
+import torch
+
+from engine.errors import GLMError
+from engine.glm import checkpoint
+from engine.glm.allocator import keep_freed_memory
+from engine.glm.config import PRESETS, QUANTIZATIONS, resolve_model
+from engine.glm.model import GLM
+from engine.glm.packed import pack
+from engine.glm.random_layers import fill
+from engine.serving.bench import cache_bytes, check_memory, peak_memory, random_readings
+from engine.serving.protocol import PRECISIONS
+from engine.serving.runner import Runner
+from engine.serving.sampling import Sampler
+from engine.serving.scheduler import Ask
+from engine.serving.worker import choose_device
+from engine.training.matmul_peak import measure as matmul_peak
+
+NAMES = (*PRECISIONS, *QUANTIZATIONS)
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_PREFILLS = 5  # of which the median counts
+_GREEDY = Ask(0.0, 0, 1.0, 1.0, (), (), 0.0, 0)
+_READ_BYTES = 1 << 29  # larger than any cache
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """flops: of fp32 matrix products a second; bandwidth: bytes of memory read a second."""
+
+    threads: int
+    flops: float
+    bandwidth: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Of a batch size. tokens_per_second: of all rows; bandwidth_share: of the machine's, by the weights alone."""
+
+    batch: int
+    tokens_per_second: float
+    bandwidth_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Of a precision. first_token_seconds: a prompt read and its first token chosen; peak_share: of the matmul peak."""
+
+    precision: str
+    load_seconds: float
+    weight_bytes: int
+    prefill_seconds: float
+    peak_share: float
+    first_token_seconds: float
+    decode: tuple[Decode, ...]
+    peak_memory: int
+
+
+def measure_machine(seconds: float = 1.0) -> Machine:
+    """With the present number of threads, on the device that models are loaded to."""
+    device = choose_device(0, 1)
+    numbers = torch.ones(_READ_BYTES // 4, device=device)
+    best = float("inf")
+    ends = time.perf_counter() + seconds
+    while time.perf_counter() < ends or best == float("inf"):
+        began = time.perf_counter()
+        float(numbers.sum())
+        best = min(best, time.perf_counter() - began)
+    return Machine(torch.get_num_threads(), matmul_peak(seconds, device=device), _READ_BYTES / best)
+
+
+def load(preset: str | None, folder: str | None, precision: str) -> GLM:
+    """A preset's shape with random weights, or a model folder's own. precision: a name of NAMES; whole numbers compute in bf16.
+
+    GLMError: bad_request for another name; overloaded without the memory; those of checkpoint.load.
+    """
+    if precision not in NAMES:
+        raise GLMError("bad_request", f"--precision takes {', '.join(NAMES)}, not {precision!r}.", field="precision")
+    kind = precision if precision in QUANTIZATIONS else None
+    dtype = _DTYPES["bf16" if kind else precision]
+    device = choose_device(0, 1)
+    if folder is not None:
+        return checkpoint.load(resolve_model(folder), dtype=dtype, device=device, quantize=kind)
+    assert preset is not None
+    config = PRESETS[preset].quantized(kind)
+    check_memory(config.parameters() * dtype.itemsize)
+    model = GLM(replace(config), device=device, dtype=dtype)
+    generator = numpy.random.Generator(numpy.random.SFC64(1))
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            fill(name, tensor, generator)
+    pack(model, dtype, model.device)
+    return model.eval().requires_grad_(False)
+
+
+def measure(
+    preset: str | None,
+    folder: str | None,
+    precision: str,
+    prompt: int,
+    new: int,
+    batches: Sequence[int],
+    threads: int,
+    machine: Machine,
+) -> Speed:
+    """In a process of its own, so that the peak of memory and the time to load are this precision's."""
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    began = time.perf_counter()
+    model = load(preset, folder, precision)
+    loaded = time.perf_counter() - began
+    check_memory(cache_bytes(model, batches, prompt, new))
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    prefill, first = _prefill(model, prompt)
+    config = model.config
+    needed = 2 * config.layers * (4 * config.hidden**2 + 3 * config.hidden * config.inner) * (prompt + 1)
+    needed += 4 * config.layers * config.hidden * (prompt + 1) ** 2 + 2 * config.vocabulary * config.hidden
+    decode = []
+    for batch in batches:
+        seconds = _step_seconds(model, batch, prompt, new)
+        decode.append(Decode(batch, batch / seconds, weights / seconds / machine.bandwidth))
+    share = needed / prefill / machine.flops
+    return Speed(precision, loaded, weights, prefill, share, first, tuple(decode), peak_memory())
+
+
+def _prefill(model: GLM, prompt: int) -> tuple[float, float]:
+    """Seconds until the logits are there, and until a token is chosen; medians."""
+    runner = Runner(model, 1, prompt + 2)
+    sampler = Sampler(model.config.vocabulary, (), 0, model.device)
+    readings = random_readings(model, 1, prompt)
+    whole, first = [], []
+    for _ in range(_PREFILLS + 1):
+        began = time.perf_counter()
+        state = runner.read(readings)
+        runner.advance(state)
+        logits = runner.logits(state)
+        if model.device.type != "cpu":
+            torch.accelerator.synchronize()
+        whole.append(time.perf_counter() - began)
+        sampler(logits, [_GREEDY])
+        first.append(time.perf_counter() - began)
+    return statistics.median(whole[1:]), statistics.median(first[1:])
+
+
+def _step_seconds(model: GLM, batch: int, prompt: int, new: int) -> float:
+    """The median step with all rows."""
+    runner = Runner(model, batch, prompt + new + 2)
+    sampler = Sampler(model.config.vocabulary, (), 0, model.device)
+    state = runner.read(random_readings(model, batch, prompt))
+    runner.advance(state)
+    tokens = [choice.token for choice in sampler(runner.logits(state), [_GREEDY] * batch)]
+    seconds = []
+    for step in range(new):
+        began = time.perf_counter()
+        columns = [prompt + 1 + step] * batch
+        state = runner.step(range(batch), tokens, columns, columns)
+        runner.advance(state)
+        choices = sampler(runner.logits(state), [_GREEDY] * batch)
+        tokens = [choice.token for choice in choices]
+        seconds.append(time.perf_counter() - began)
+    if not all(choice.finite for choice in choices):
+        raise GLMError("non_finite_logits", "The model gave inf or nan.")
+    return statistics.median(seconds)
