@@ -419,7 +419,7 @@ from pathlib import Path
 from engine.glm.blanks import Prompt
 from engine.serving import worker
 from engine.serving.sampling import Sampler
-from engine.serving.scheduler import Ask
+from engine.serving.job import Ask
 from engine.serving.work import Reading, Work
 
 import torch

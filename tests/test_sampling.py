@@ -8,9 +8,9 @@ from collections import Counter
 import pytest
 import torch
 
+from engine.serving.job import Ask, Choice
 from engine.serving.protocol import uniform
 from engine.serving.sampling import Sampler
-from engine.serving.scheduler import Ask, Choice
 
 VOCABULARY = 40
 END = 7

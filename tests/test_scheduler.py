@@ -11,8 +11,9 @@ import pytest
 from engine.errors import GLMError
 from engine.glm.blanks import Prompt, parse, prompt
 from engine.glm.tokenizer import Tokenizer
+from engine.serving.job import Choice
 from engine.serving.protocol import Failed, Finished, Limits, Request, Sampling, Step, check, derive_seed, uniform
-from engine.serving.scheduler import Choice, Outcome, Plan, Scheduler
+from engine.serving.scheduler import Outcome, Plan, Scheduler
 from engine.serving.slicing import Slicer
 from engine.serving.text import TextStream, never_generated
 

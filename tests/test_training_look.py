@@ -25,14 +25,15 @@ from engine.commands import report as command
 from engine.errors import GLMError
 from engine.glm import checkpoint
 from engine.glm.config import Config, weights_hash
+from engine.glm.machine import matmul_peak
 from engine.glm.model import GLM, initialise
 from engine.training import film_strip, film_strip_page, panels, plot, plot_page
 from engine.training.curves import read, smoothed
 from engine.training.data import Batch
 from engine.training.film_strip import Cell, Column, Prompt, Strip
 from engine.training.loss import batch_loss
-from engine.training.matmul_peak import attended, measure, training_flops
 from engine.training.progress import Line, Recent, State, duration, plain_line, terminal_line
+from engine.training.training_flops import attended, training_flops
 from tests.browser.conftest import CHROMIUM, FLAGS
 from tests.conftest import make_tiny_model
 
@@ -549,7 +550,7 @@ def test_what_attends_to_itself() -> None:
 
 
 def test_the_matmul_peak() -> None:
-    found = measure(0.2)
+    found = matmul_peak(0.2)
     assert 1e8 < found < 1e17
     left = torch.randn(256, 256)
     with FlopCounterMode(display=False) as counter:

@@ -17,7 +17,8 @@ from engine.glm.size import format_size
 from engine.serving.protocol import PRECISIONS
 
 if TYPE_CHECKING:
-    from engine.serving.speed import Machine, Speed
+    from engine.glm.machine import Machine
+    from engine.serving.speed import Speed
 
 PRECISION_NAMES = (*PRECISIONS, *QUANTIZATIONS)
 
@@ -36,11 +37,13 @@ def run(options: argparse.Namespace) -> str:
 
     import torch
 
-    from engine.serving.speed import measure, measure_machine
+    from engine.glm.machine import measure_machine
+    from engine.serving.speed import measure
+    from engine.serving.worker import choose_device
 
     threads = options.threads or os.cpu_count() or 1
     torch.set_num_threads(threads)
-    machine = measure_machine()
+    machine = measure_machine(choose_device(0, 1))
     found = []
     for name in names:
         sys.stderr.write(f"measuring {name}\n")

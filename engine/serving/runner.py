@@ -16,8 +16,9 @@ from torch import Tensor
 from engine.glm.model import GLM, Attention, Rotary
 from engine.serving.beam import Candidate
 from engine.serving.cache import KeyValueCache, MixedAttention, PromptAttention, Segment, StepAttention, TreeAttention
+from engine.serving.job import Choice, Job
 from engine.serving.sampling import Sampler
-from engine.serving.scheduler import Choice, Job, Outcome, Plan
+from engine.serving.scheduler import Outcome, Plan
 from engine.serving.work import Reading, Tree, Work
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from engine.serving.beam import BeamAsk, Candidate
-from engine.serving.scheduler import Ask, Choice
+from engine.serving.job import Ask, Choice
 
 # Below this a difference of 0.001 between two logits is a factor of e^100: greedy, without dividing by almost nothing.
 _GREEDY_TEMPERATURE = 1e-5

@@ -1,7 +1,6 @@
 """How fast a model in memory reads prompts and decodes here, against what the machine could do: its memory and its arithmetic.
 
-    machine = measure_machine(threads)
-    found = measure(model_of("glm-330m", None, "int4"), "int4", prompt=128, new=128, batches=(1, 4, 16))
+    found = measure("glm-330m", None, "int4", 128, 128, (1, 4, 16), threads, measure_machine(device))
 
 A step reads every weight once, so `weight bytes / read bandwidth` bounds it from below at small batches; a prompt's operations
 divided by the matmul peak bound a prefill. Both limits are measured in the same run, with the same number of threads.
@@ -21,31 +20,21 @@ from engine.errors import GLMError
 from engine.glm import checkpoint
 from engine.glm.allocator import keep_freed_memory
 from engine.glm.config import PRESETS, QUANTIZATIONS, resolve_model
+from engine.glm.machine import Machine
 from engine.glm.model import GLM
 from engine.glm.packed import pack
 from engine.glm.random_layers import fill
 from engine.serving.bench import cache_bytes, check_memory, peak_memory, random_readings
+from engine.serving.job import Ask
 from engine.serving.protocol import PRECISIONS
 from engine.serving.runner import Runner
 from engine.serving.sampling import Sampler
-from engine.serving.scheduler import Ask
 from engine.serving.worker import choose_device
-from engine.training.matmul_peak import measure as matmul_peak
 
 NAMES = (*PRECISIONS, *QUANTIZATIONS)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PREFILLS = 5  # of which the median counts
 _GREEDY = Ask(0.0, 0, 1.0, 1.0, (), (), 0.0, 0)
-_READ_BYTES = 1 << 29  # larger than any cache
-
-
-@dataclass(frozen=True, slots=True)
-class Machine:
-    """flops: of fp32 matrix products a second; bandwidth: bytes of memory read a second."""
-
-    threads: int
-    flops: float
-    bandwidth: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,19 +58,6 @@ class Speed:
     first_token_seconds: float
     decode: tuple[Decode, ...]
     peak_memory: int
-
-
-def measure_machine(seconds: float = 1.0) -> Machine:
-    """With the present number of threads, on the device that models are loaded to."""
-    device = choose_device(0, 1)
-    numbers = torch.ones(_READ_BYTES // 4, device=device)
-    best = float("inf")
-    ends = time.perf_counter() + seconds
-    while time.perf_counter() < ends or best == float("inf"):
-        began = time.perf_counter()
-        float(numbers.sum())
-        best = min(best, time.perf_counter() - began)
-    return Machine(torch.get_num_threads(), matmul_peak(seconds, device=device), _READ_BYTES / best)
 
 
 def load(preset: str | None, folder: str | None, precision: str) -> GLM:

@@ -18,14 +18,15 @@ from torch.nn import functional as F
 
 from engine.glm.attention import MaskedAttention, packed_visible
 from engine.glm.config import PRESETS, Config
+from engine.glm.machine import matmul_peak
 from engine.glm.model import GLM, initialise
 from engine.training.backend import Backend
 from engine.training.data import Batch
 from engine.training.grid import Grid
 from engine.training.loss import batch_loss
-from engine.training.matmul_peak import attended, measure, training_flops
 from engine.training.optimizer import adamw_groups
 from engine.training.recipe import Optimizer, Recipe, Scale, Stage
+from engine.training.training_flops import attended, training_flops
 
 _LEARNING_RATE = 1e-4
 
@@ -84,7 +85,7 @@ def compare(
     peak = 0.0
     for number in range(rounds):
         tell(f"round {number + 1} of {rounds}")
-        peak = max(peak, measure(1.0))
+        peak = max(peak, matmul_peak(1.0))
         for name, run in variants.items():
             started = time.perf_counter()
             for batch in batches:

@@ -24,6 +24,7 @@ import torch
 from engine.errors import GLMError
 from engine.glm import checkpoint, lora
 from engine.glm.config import Config, resolve_model
+from engine.glm.machine import matmul_peak
 from engine.glm.model import GLM, initialise
 from engine.glm.tokenizer import VOCABULARY_FILE, Tokenizer
 from engine.training.backend import Backend
@@ -31,7 +32,6 @@ from engine.training.data import Mixture, load_source
 from engine.training.grid import Grid
 from engine.training.held_out import digest, held_out_rows
 from engine.training.left_out import LeftOut
-from engine.training.matmul_peak import attended, measure, training_flops
 from engine.training.multitask import multitask_weights
 from engine.training.objective import Objective
 from engine.training.progress import Line
@@ -41,6 +41,7 @@ from engine.training.splits import FOLDER as SPLITS
 from engine.training.splits import make_splits
 from engine.training.state import States
 from engine.training.streams import Streams
+from engine.training.training_flops import attended, training_flops
 from engine.training.vocabulary import train_vocabulary
 from engine.training.watch import Watch
 
@@ -168,7 +169,7 @@ class Trainer:
             log.info("resumed at step %d", self.step)
         self._trim_metrics()
         # Of all processes together, if they are as fast as this one and not on the same cores.
-        self._peak = self.world * measure(_PEAK_SECONDS, device=model.device) if self.rank == 0 else 0.0
+        self._peak = self.world * matmul_peak(_PEAK_SECONDS, device=model.device) if self.rank == 0 else 0.0
         with Line(recipe.steps) if self.rank == 0 else contextlib.nullcontext() as line:
             while self.step < recipe.steps:
                 stage = recipe.stage_at(self.step)

@@ -1,22 +1,16 @@
-"""How fast this machine multiplies matrices, and how many operations a training step needs: their ratio is the share of peak.
+"""What this machine can do: operations of matrix products a second, and bytes of memory read a second.
 
-    peak = measure(1.0, torch.float32, device)
-    needed = training_flops(config, batch.tokens, targets, attended(batch.document))
-    share = needed / seconds / peak          # of one process; divide by their number where `needed` is of all
-
-Operations are those of PaLM's "model FLOPs utilisation" (arXiv 2204.02311, appendix B): what forward and backward need once.
-What is computed again under activation checkpointing, padding, the optimiser, softmax, gelu and LayerNorm are not counted.
+machine = measure_machine()
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
-import numpy
 import torch
 
-from engine.glm.config import Config
-
+_READ_BYTES = 1 << 29
 _SIZES = {"cpu": (256, 512, 1024, 2048)}
 _ACCELERATOR_SIZES = (1024, 2048, 4096, 8192)
 _BLOCK = (
@@ -24,7 +18,7 @@ _BLOCK = (
 )
 
 
-def measure(
+def matmul_peak(
     seconds: float = 1.0, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
 ) -> float:
     """FLOP/s: the best block of multiplications of square matrices of several sizes, with the present number of threads.
@@ -69,28 +63,26 @@ def _of_size(size: int, seconds: float, dtype: torch.dtype, device: torch.device
     return 2 * size**3 / best
 
 
-def training_flops(config: Config, tokens: int, target_tokens: int, attended: int) -> int:
-    """Floating point operations of forward and backward of a step, a multiplication and an addition counted as two.
-
-    matrices of the layers   6 * parameters * tokens             2 forward, 4 backward: by the input and by the weight
-    attention                12 * layers * hidden * attended     query times key and weights times value: 4 forward, 8 backward
-    logits                   6 * vocabulary * hidden * target_tokens     they are made only where a target is
-
-    attended: the sum of squared lengths of what attends to itself, see `attended`. Sources: Kaplan et al., arXiv 2001.08361,
-    table 1; Chowdhery et al., arXiv 2204.02311, appendix B, which counts masked pairs in full, as here.
-    """
-    # query_key_value and dense; dense_h_to_4h with its two halves and dense_4h_to_h
-    matrices = config.layers * (4 * config.hidden**2 + 3 * config.hidden * config.inner)
-    return (
-        6 * matrices * tokens
-        + 12 * config.layers * config.hidden * attended
-        + 6 * config.vocabulary * config.hidden * target_tokens
-    )
+def read_bandwidth(seconds: float, device: torch.device) -> float:
+    """Bytes a second: the best of several sums over more numbers than any cache holds."""
+    numbers = torch.ones(_READ_BYTES // 4, device=device)
+    best, ends = float("inf"), time.perf_counter() + seconds
+    while best == float("inf") or time.perf_counter() < ends:
+        began = time.perf_counter()
+        float(numbers.sum())
+        best = min(best, time.perf_counter() - began)
+    return _READ_BYTES / best
 
 
-def attended(document: numpy.ndarray) -> int:
-    """Sum of squared sample lengths of a packed batch: document (rows, length) numbers the samples of a row, 0 is padding.
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """flops: of fp32 matrix products a second; bandwidth: bytes of memory read a second."""
 
-    A kernel that can't leave out what is masked computes rows * length ** 2 pairs instead.
-    """
-    return sum(int((numpy.bincount(row)[1:] ** 2).sum()) for row in document)
+    threads: int
+    flops: float
+    bandwidth: float
+
+
+def measure_machine(device: torch.device, seconds: float = 1.0) -> Machine:
+    """With the present number of threads; it takes twice the seconds."""
+    return Machine(torch.get_num_threads(), matmul_peak(seconds, device=device), read_bandwidth(seconds, device))
