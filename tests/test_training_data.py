@@ -21,9 +21,10 @@ from engine.glm.config import CHAT
 from engine.glm.tokenizer import Tokenizer
 from engine.training.data import Batch, Mixture, Source, load_source, pack
 from engine.training.left_out import LeftOut
-from engine.training.multitask import multitask_weights
 from engine.training.objective import Objective
+from engine.training.recipe import Multitask, Replay, Stage
 from engine.training.row_files import RowFile
+from engine.training.shares_of_tokens import mixed_weights, stage_weights
 from engine.training.source_options import SourceOptions, capped, capped_indices
 from engine.training.sources import find_source, read_rows
 from engine.training.token_writer import OtherRows, Tokenised, TokenWriter
@@ -748,12 +749,12 @@ def test_mistakes_are_sentences(data: Path, vocabulary_file, tmp_path) -> None:
 
 
 def test_instructions_get_their_share() -> None:
-    weights = multitask_weights({"wiki": 3, "books": 1}, {"small": 100, "capped": 300}, share=0.2)
+    weights = mixed_weights({"wiki": 3, "books": 1}, {"small": 100, "capped": 300}, share=0.2)
     assert weights == pytest.approx({"wiki": 0.6, "books": 0.2, "small": 0.05, "capped": 0.15})
-    default = multitask_weights({"wiki": 3.0}, {"a": 1, "b": 0})
+    default = mixed_weights({"wiki": 3.0}, {"a": 1, "b": 0}, 0.05)
     assert default == pytest.approx({"wiki": 0.95, "a": 0.05, "b": 0.0})
-    assert multitask_weights({"wiki": 2.0}, {}, share=0) == {"wiki": 1.0}
-    assert multitask_weights({}, {"a": 4}, share=1) == {"a": 1.0}
+    assert mixed_weights({"wiki": 2.0}, {}, share=0) == {"wiki": 1.0}
+    assert mixed_weights({}, {"a": 4}, share=1) == {"a": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -768,13 +769,26 @@ def test_instructions_get_their_share() -> None:
 )
 def test_a_share_that_cannot_be_kept(documents: dict, instructions: dict, share: float, message: str) -> None:
     with pytest.raises(GLMError, match=message):
-        multitask_weights(documents, instructions, share)
+        mixed_weights(documents, instructions, share)
+
+
+def test_a_stage_replays_general_data_beside_its_own() -> None:
+    stage = Stage(
+        name="tune", steps=1, rows=1, length=64, weights={"own": 3.0, "more": 1.0},
+        replay=Replay(weights={"wiki": 1.0, "chat": 3.0}, share=0.4), multitask=Multitask(sources=["p3"], share=0.1),
+    )  # fmt: skip
+    assert stage.sources == ["own", "more", "wiki", "chat", "p3"]
+    expected = {"own": 0.405, "more": 0.135, "wiki": 0.09, "chat": 0.27, "p3": 0.1}
+    assert stage_weights(stage, {"p3": 7}) == pytest.approx(expected)
+    doubled = stage.model_copy(update={"replay": Replay(weights={"own": 1.0})})
+    with pytest.raises(GLMError, match="own is among the own data and the replayed data"):
+        stage_weights(doubled, {"p3": 7})
 
 
 def test_a_mixture_keeps_the_share(data: Path, tokenizer) -> None:
     """Of the tokens that are drawn, the share of the weights; rows of a source that is at an end come again."""
     sources = [load_source(data, name, {}, tokenizer, NONE) for name in NAMES]
-    weights = multitask_weights({NAMES[0]: 1, NAMES[1]: 1}, {NAMES[2]: len(sources[2].rows)}, share=0.05)
+    weights = mixed_weights({NAMES[0]: 1, NAMES[1]: 1}, {NAMES[2]: len(sources[2].rows)}, share=0.05)
     mixture = Mixture(sources, CHAT, tokenizer, Objective(), 1)
     stream = mixture.samples("all", [weights[name] for name in NAMES], 64)
     for _ in range(3000):

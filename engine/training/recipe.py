@@ -112,19 +112,29 @@ class Multitask(_Strict):
     share: float = Field(0.05, ge=0, le=1)
 
 
+class Replay(_Strict):
+    """General data that is trained on again while a model is fine-tuned, so that it isn't forgotten: together `share` of the
+    tokens."""
+
+    weights: dict[str, float] = Field(min_length=1)
+    share: float = Field(0.2, ge=0, le=1)
+
+
 class Stage(_Strict):
-    """A part of the run with its own mixture. weights are shares of tokens, of those that `multitask` leaves."""
+    """A part of the run with its own mixture. weights are shares of tokens, of those that `replay` and `multitask` leave."""
 
     name: str
     steps: int = Field(ge=1)
     rows: int = Field(ge=1)
     length: int = Field(ge=16)
     weights: dict[str, float]
+    replay: Replay | None = None
     multitask: Multitask | None = None
 
     @property
     def sources(self) -> list[str]:
-        return [*self.weights, *(self.multitask.sources if self.multitask is not None else ())]
+        replayed = self.replay.weights if self.replay is not None else ()
+        return [*self.weights, *replayed, *(self.multitask.sources if self.multitask is not None else ())]
 
 
 class HeldOut(_Strict):

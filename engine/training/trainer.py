@@ -32,10 +32,10 @@ from engine.training.data import Mixture, load_source
 from engine.training.grid import Grid
 from engine.training.held_out import digest, held_out_rows
 from engine.training.left_out import LeftOut
-from engine.training.multitask import multitask_weights
 from engine.training.objective import Objective
 from engine.training.progress import Line
 from engine.training.recipe import Recipe, Stage
+from engine.training.shares_of_tokens import stage_weights
 from engine.training.sources import find_source, read_rows, row_text
 from engine.training.splits import FOLDER as SPLITS
 from engine.training.splits import make_splits
@@ -316,14 +316,6 @@ class Trainer:
                     break
                 kept.append(line)
             path.write_text("".join(kept), encoding="utf-8")
-
-
-def stage_weights(stage: Stage, sizes: dict[str, int]) -> dict[str, float]:
-    """Shares of a stage's tokens by source. sizes: rows of each. GLMError bad_data where they can't be kept."""
-    if stage.multitask is None:
-        return stage.weights
-    instructions = {name: sizes[name] for name in stage.multitask.sources}
-    return multitask_weights(stage.weights, instructions, stage.multitask.share)
 
 
 def _trainer_states(folder: Path) -> list[dict[str, Any]]:
