@@ -193,6 +193,21 @@ def test_a_state_loads_in_another_number_of_processes(
     checkpoint.load(run / "checkpoints" / "step-00000004")
 
 
+@pytest.mark.parametrize(("before", "after", "processes"), [(2, 1, 1), (1, 2, 2), (2, 4, 4)])
+def test_a_state_loads_over_another_number_of_ranks(
+    plain: Path, runs: Runs, before: int, after: int, processes: int
+) -> None:
+    """Weights and the optimiser's states are joined and cut anew. 2 and 4: two copies' worth of processes in one copy."""
+    name = f"ranks{before}{after}"
+    run = runs.killed(name, scaled(streams=2, tensor_parallel=before), before)
+    assert losses(runs.whole(name, scaled(streams=2, tensor_parallel=after), processes)) == pytest.approx(
+        losses(plain), abs=3e-4
+    )
+    expected = dict(checkpoint.load(plain / "model").named_parameters())
+    for name, parameter in checkpoint.load(run / "model").named_parameters():
+        assert (parameter - expected[name]).abs().max() < 5e-3, name
+
+
 def still_there(run: Path) -> list[psutil.Process]:
     return [each for each in psutil.process_iter(["cmdline"]) if str(run) in (each.info["cmdline"] or [])]
 

@@ -26,6 +26,7 @@ from engine.training.grid import Grid
 from engine.training.loss import LossModule
 from engine.training.optimizer import MuonAdamW, adamw_groups, parameter_groups
 from engine.training.recipe import Recipe
+from engine.training.resharding import resharded
 from engine.training.streams import rows_of
 
 _WEIGHTS = "weights-{}.pt"
@@ -176,9 +177,6 @@ class Backend:
         if bool(saved) != (self._zero == 0):
             message = f"{folder} was saved with another ZeRO stage: go on with that one."
             raise GLMError("bad_data", message, field="scale.zero")
-        if saved not in (0, self.grid.tensor.size):
-            message = f"{folder} was saved by copies of {saved} processes, not {self.grid.tensor.size}."
-            raise GLMError("bad_data", message, field="scale.tensor_parallel", limit=saved)
         if self._zero:
             tag = _PARTS
             parts = len(list((folder / _PARTS).glob("*zero_pp_rank_*_optim_states.pt")))
@@ -201,8 +199,14 @@ class Backend:
                     if "step" in state:
                         state["step"] = torch.as_tensor(state["step"]).clone()
             return
-        own = folder / _WEIGHTS.format(self.grid.tensor.rank)
-        state = torch.load(own, map_location=self.model.device, weights_only=True)
+        if saved == self.grid.tensor.size:
+            own = folder / _WEIGHTS.format(self.grid.tensor.rank)
+            state = torch.load(own, map_location=self.model.device, weights_only=True)
+        else:
+            paths = [folder / _WEIGHTS.format(rank) for rank in range(saved)]
+            names = {parameter: name for name, parameter in self.model.named_parameters()}
+            ordered = [names[one] for group in self.optimizer.param_groups for one in group["params"]]
+            state = resharded(paths, ordered, self.grid.tensor)
         self.model.load_state_dict(state["model"], strict=self.recipe.lora is None)
         self.optimizer.load_state_dict(state["optimizer"])
 
