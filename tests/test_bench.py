@@ -62,9 +62,10 @@ def test_a_model_folder_streamed(tmp_path: Path) -> None:
         assert report["pinned_layers"] == 0
 
 
-@pytest.mark.parametrize("what", [("--model", "embedded"), ("--preset", "glm-base", "--random-weights")])
+@pytest.mark.parametrize("what", [("--model", "embedded"), ("--preset", "glm-embedded", "--random-weights")])
 def test_a_model_in_memory(tmp_path: Path, what: tuple[str, ...]) -> None:
-    shown = bench(*what, "--precision", "fp32,int8,int4", "--batch", "1,3", "--json", folder=tmp_path)
+    mixed = ("--mixed", "--long-prompt", "200", "--gap-seconds", "0.001")
+    shown = bench(*what, "--precision", "fp32,int8,int4", "--batch", "1,3", *mixed, "--json", folder=tmp_path)
     assert shown.returncode == 0, shown.stderr
     report = json.loads(shown.stdout)
     assert report["machine"]["flops"] > 1e9 and report["machine"]["bandwidth"] > 1e8
@@ -77,6 +78,9 @@ def test_a_model_in_memory(tmp_path: Path, what: tuple[str, ...]) -> None:
             step = decode["batch"] / decode["tokens_per_second"]
             share = one["weight_bytes"] / step / report["machine"]["bandwidth"]
             assert decode["bandwidth_share"] == pytest.approx(share)
+        load = one["mixed"]
+        assert load["long_prompt"] == 200 and 0 < load["median_gap"] <= load["p95_gap"] <= load["longest_gap"]
+        assert load["longest_gap"] < load["long_seconds"]  # the others got tokens while it was read
         assert one["first_token_seconds"] >= one["prefill_seconds"] > 0 and one["peak_memory"] > one["weight_bytes"]
 
 
@@ -102,6 +106,14 @@ def test_a_table_for_people(tmp_path: Path) -> None:
         (("--model", "embedded", "--precision", "fp32,int5"), "'int5'"),
         (("--model", "embedded", "--offload", "disk", "--precision", "int4"), "fp32, bf16, fp16"),
         (("--model", "embedded", "--prompt", "600"), "512 positions"),
+        (("--model", "embedded", "--mixed"), "512 positions"),
+        (("--model", "embedded", "--mixed", "--long-prompt", "0"), "--long-prompt must be"),
+        (("--model", "embedded", "--gap-seconds", "-1"), "--gap-seconds"),
+        (("--model", "embedded", "--offload", "disk", "--mixed"), "in memory"),
+        (
+            ("--preset", "glm-tiny", "--random-weights", "--mixed", "--long-prompt", "9"),
+            "2048 tokens for the vocabulary",
+        ),
         (("--model", "embedded", "--weights-budget", "1GiB"), "--offload"),
         (("--model", "embedded", "--offload", "disk", "--weights-budget", "much"), "12GiB"),
         (("--model", "embedded", "--offload", "disk", "--weights-budget", "1MiB"), "too small"),

@@ -86,6 +86,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", default="1,16", help="batch sizes, with commas (default: 1,16)")
     add("--prompt", type=int, help="tokens of each row's prompt (default: 128 in memory, 8 streamed)")
     add("--new", type=int, help="timed steps for each batch size (default: 128 in memory, 4 streamed)")
+    add("--mixed", action="store_true", help="in memory: requests of all kinds, and the gaps of running ones while a long prompt "
+        "is read")  # fmt: skip
+    add("--long-prompt", type=int, default=1500, help="tokens of that prompt (default: 1500)")
+    add("--gap-seconds", type=float, default=0.1, help="as the server's option (default: 0.1)")
     add("--threads", type=int, help="CPU threads (default: all cores)")
     add("--json", action="store_true", help="one JSON object")
     return parser
@@ -112,15 +116,20 @@ def _check(options: argparse.Namespace) -> None:
         raise GLMError(
             "bad_request", f"--precision of streamed layers is one of {', '.join(PRECISIONS)}.", field="precision"
         )
+    if streamed and options.mixed:
+        raise GLMError("bad_request", "--mixed is for models in memory.", field="mixed")
+    if not 0 <= options.gap_seconds <= 3600:
+        raise GLMError("bad_request", "--gap-seconds must be from 0 to 3600.", field="gap_seconds", limit=3600)
     if not streamed and (options.quantize or options.layers is not None or options.folder is not None):
         message = "--quantize, --layers and --folder are for streamed layers; in memory --precision names them all."
         raise GLMError("bad_request", message, field="offload")
     options.prompt = options.prompt if options.prompt is not None else 8 if streamed else 128
     options.new = options.new if options.new is not None else 4 if streamed else 128
-    for name, least in (("prompt", 1), ("new", 1), ("threads", 1)):
+    for name, least in (("prompt", 1), ("new", 1), ("threads", 1), ("long_prompt", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
-            raise GLMError("bad_request", f"--{name} must be at least {least}.", field=name, limit=least)
+            flag = name.replace("_", "-")
+            raise GLMError("bad_request", f"--{flag} must be at least {least}.", field=name, limit=least)
     if options.weights_budget is not None:
         options.weights_budget = parse_size(options.weights_budget)
     try:

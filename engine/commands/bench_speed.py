@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> str:
         message = f"--precision takes {', '.join(PRECISION_NAMES)}, with commas, not {unknown[0]!r}."
         raise GLMError("bad_request", message, field="precision")
     config = PRESETS[options.preset] if options.preset else Config.load(resolve_model(options.model))
-    room = options.prompt + options.new + 2
+    room = max(options.prompt + options.new, options.long_prompt if options.mixed else 0) + 2
     if room > config.positions:
         message = f"{room} tokens are more than the {config.positions} positions of {config.name}."
         raise GLMError("bad_request", message, field="prompt", limit=config.positions)
@@ -47,7 +47,18 @@ def run(options: argparse.Namespace) -> str:
     found = []
     for name in names:
         sys.stderr.write(f"measuring {name}\n")
-        arguments = (options.preset, options.model, name, options.prompt, options.new, options.batch, threads, machine)
+        mixed = (max(options.batch), options.long_prompt, options.gap_seconds) if options.mixed else None
+        arguments = (
+            options.preset,
+            options.model,
+            name,
+            options.prompt,
+            options.new,
+            options.batch,
+            threads,
+            machine,
+            mixed,
+        )
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
             found.append(process.submit(measure, *arguments).result())
     if options.json:
@@ -75,4 +86,17 @@ def _table(config: Config, options: argparse.Namespace, machine: Machine, found:
         for decode in one.decode:
             row += [f"{decode.tokens_per_second:.1f}", f"{decode.bandwidth_share:.0%}"]
         lines.append(f"| {' | '.join([*row, format_size(one.peak_memory)])} |")
+    lines += [f"\n{_mixed(one, max(options.batch))}" for one in found if one.mixed is not None]
     return "\n".join(lines) + "\n"
+
+
+def _mixed(one: Speed, batch: int) -> str:
+    mixed = one.mixed
+    assert mixed is not None
+    return (
+        f"{one.precision}, {batch} requests of all kinds at a time: {mixed.mixed_tokens_per_second:.1f} tokens/s, "
+        f"{mixed.share:.0%} of decoding alone ({mixed.steady_tokens_per_second:.1f}). While a prompt of {mixed.long_prompt} tokens "
+        f"is read, in {mixed.long_seconds:.2f} s (alone {mixed.long_alone_seconds:.2f} s), the others wait "
+        f"{1000 * mixed.median_gap:.0f} ms for a token (median; 95%: {1000 * mixed.p95_gap:.0f} ms, longest: "
+        f"{1000 * mixed.longest_gap:.0f} ms)."
+    )

@@ -19,13 +19,14 @@ import torch
 from engine.errors import GLMError
 from engine.glm import checkpoint
 from engine.glm.allocator import keep_freed_memory
-from engine.glm.config import PRESETS, QUANTIZATIONS, resolve_model
+from engine.glm.config import EMBEDDED, PRESETS, QUANTIZATIONS, resolve_model
 from engine.glm.machine import Machine
 from engine.glm.model import GLM
 from engine.glm.packed import pack
 from engine.glm.random_layers import fill
 from engine.serving.bench import cache_bytes, check_memory, peak_memory, random_readings
 from engine.serving.job import Ask
+from engine.serving.mixed import Mixed, measure_mixed
 from engine.serving.protocol import PRECISIONS
 from engine.serving.runner import Runner
 from engine.serving.sampling import Sampler
@@ -58,6 +59,7 @@ class Speed:
     first_token_seconds: float
     decode: tuple[Decode, ...]
     peak_memory: int
+    mixed: Mixed | None = None
 
 
 def load(preset: str | None, folder: str | None, precision: str) -> GLM:
@@ -93,8 +95,12 @@ def measure(
     batches: Sequence[int],
     threads: int,
     machine: Machine,
+    mixed: tuple[int, int, float] | None = None,
 ) -> Speed:
-    """In a process of its own, so that the peak of memory and the time to load are this precision's."""
+    """In a process of its own, so that the peak of memory and the time to load are this precision's.
+
+    mixed: slots, tokens of a long prompt and the gap, for mixed.measure_mixed.
+    """
     keep_freed_memory()
     torch.set_num_threads(threads)
     began = time.perf_counter()
@@ -111,7 +117,11 @@ def measure(
         seconds = _step_seconds(model, batch, prompt, new)
         decode.append(Decode(batch, batch / seconds, weights / seconds / machine.bandwidth))
     share = needed / prefill / machine.flops
-    return Speed(precision, loaded, weights, prefill, share, first, tuple(decode), peak_memory())
+    load_found = None
+    if mixed is not None:
+        vocabulary = resolve_model(folder or EMBEDDED)
+        load_found = measure_mixed(model, vocabulary, *mixed)
+    return Speed(precision, loaded, weights, prefill, share, first, tuple(decode), peak_memory(), load_found)
 
 
 def _prefill(model: GLM, prompt: int) -> tuple[float, float]:
