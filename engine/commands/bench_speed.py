@@ -93,10 +93,10 @@ def _table(config: Config, options: argparse.Namespace, machine: Machine, found:
 def _mixed(one: Speed, batch: int) -> str:
     mixed = one.mixed
     assert mixed is not None
+    gaps = [round(1000 * gap) for gap in (mixed.median_gap, mixed.p95_gap, mixed.longest_gap)]
     return (
         f"{one.precision}, {batch} requests of all kinds at a time: {mixed.mixed_tokens_per_second:.1f} tokens/s, "
-        f"{mixed.share:.0%} of decoding alone ({mixed.steady_tokens_per_second:.1f}). While a prompt of {mixed.long_prompt} tokens "
-        f"is read, in {mixed.long_seconds:.2f} s (alone {mixed.long_alone_seconds:.2f} s), the others wait "
-        f"{1000 * mixed.median_gap:.0f} ms for a token (median; 95%: {1000 * mixed.p95_gap:.0f} ms, longest: "
-        f"{1000 * mixed.longest_gap:.0f} ms)."
+        f"{mixed.share:.0%} of decoding alone ({mixed.steady_tokens_per_second:.1f}). While a prompt of {mixed.long_prompt} "
+        f"tokens is read, in {mixed.long_seconds:.2f} s (alone {mixed.long_alone_seconds:.2f} s), the others wait {gaps[0]} ms "
+        f"for a token (median; 95%: {gaps[1]} ms, longest: {gaps[2]} ms)."
     )
