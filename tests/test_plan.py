@@ -473,7 +473,7 @@ def test_a_real_process_needs_no_more(random_model: Path, precision: str, quanti
         found = planning.plan(CONFIG, machine, wish)
         assert 0 < found.pinned < CONFIG.layers
     options = Options(
-        str(random_model), precision, SLOTS, 1, None, 512, logging.WARNING,
+        str(random_model), precision, SLOTS, 1, None, 512, 0.1, logging.WARNING,
         quantize=quantize, offload=offload, weights_budget=found.weights_budget,
     )  # fmt: skip
     shown = subprocess.run(

@@ -334,7 +334,7 @@ async def test_neither_end_blocks_the_other_when_pipes_are_full(folder: Path, ma
     """Many times what a pipe holds goes in while the worker is stopped; all answers come, and the loop was never held."""
     heard: list = []
     died = asyncio.Event()
-    options = Options(str(folder), "fp32", 4, 1, None, 512, 30)
+    options = Options(str(folder), "fp32", 4, 1, None, 512, 0.1, 30)
     replica = Replica(options, heard.append, lambda code: died.set())
     await until(lambda: bool(heard))
     assert isinstance(heard.pop(), Ready)
