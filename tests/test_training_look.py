@@ -287,6 +287,8 @@ def trained(tmp_path_factory, vocabulary_file: Path) -> Path:
         folder.mkdir(parents=True)
         make_tiny_model(folder, vocabulary_file, seed=number)
     shutil.copytree(folder, run / "model")
+    (run / "splits").mkdir()
+    (run / "splits" / "mixed.jsonl").write_text('{"text": "Hello there."}\n{"text": "A [MASK].", "answers": ["b"]}\n')
     (run / "held_out.jsonl").write_text(
         '{"question": "What?", "answer": "That.", "lang": "en"}\n{"question": "什么？", "answer": "这个。", "lang": "zh"}\n'
     )
@@ -460,7 +462,7 @@ def test_report_of_a_run_without_a_model(tmp_path, capsys) -> None:
     assert status == 0
     assert out.startswith("60 steps, 0.01 million tokens")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"metrics.jsonl", "training.html", "training.png"}
-    assert [line.split(":")[0] for line in err.splitlines()] == ["answers", "held-out", "film-strip"]
+    assert [line.split(":")[0] for line in err.splitlines()] == ["answers", "held-out", "splits", "film-strip"]
 
 
 def test_report_of_a_whole_run(run: Path, tmp_path, capsys) -> None:
@@ -469,7 +471,9 @@ def test_report_of_a_whole_run(run: Path, tmp_path, capsys) -> None:
     status, out, err = call(capsys, run, "--prompts", prompts, "--checkpoints", "1")
     assert status == 0, err
     found = json.loads((run / "model" / "evaluation.json").read_text(encoding="utf-8"))
-    assert list(found) == ["model", "parameters", "weights_sha256", "examples", "held_out", "training"]
+    assert list(found) == ["model", "parameters", "weights_sha256", "examples", "held_out", "training", "splits"]
+    assert found["splits"]["mixed"]["documents"] == found["splits"]["mixed"]["blanks"] == 1
+    assert "| mixed | " in out and " bits per byte of 12 | 0 of 1 |" in out
     assert found["parameters"] == Config.load(run / "model").parameters()
     assert found["held_out"]["questions"] == 2
     assert found["held_out"]["by_language"] == {"en": [0, 1], "zh": [0, 1]}
