@@ -30,7 +30,6 @@ from engine.glm.prepared import prepare, ready_layer
 from engine.glm.size import format_size
 
 BUFFERS = 2
-ALL = 1 << 62  # a budget for every layer
 
 
 class OffloadedGLM(GLM):

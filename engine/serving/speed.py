@@ -11,7 +11,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy
 import torch
@@ -27,12 +27,10 @@ from engine.glm.random_layers import fill
 from engine.serving.bench import cache_bytes, check_memory, peak_memory, random_readings
 from engine.serving.job import Ask
 from engine.serving.mixed import Mixed, measure_mixed
-from engine.serving.protocol import PRECISIONS
 from engine.serving.runner import Runner
 from engine.serving.sampling import Sampler
 from engine.serving.worker import choose_device
 
-NAMES = (*PRECISIONS, *QUANTIZATIONS)
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PREFILLS = 5  # of which the median counts
 _GREEDY = Ask(0.0, 0, 1.0, 1.0, (), (), 0.0, 0)
@@ -63,12 +61,10 @@ class Speed:
 
 
 def load(preset: str | None, folder: str | None, precision: str) -> GLM:
-    """A preset's shape with random weights, or a model folder's own. precision: a name of NAMES; whole numbers compute in bf16.
+    """A preset's shape with random weights, or a model folder's own. precision: of PRECISIONS, or of QUANTIZATIONS, in bf16.
 
-    GLMError: bad_request for another name; overloaded without the memory; those of checkpoint.load.
+    GLMError: overloaded without the memory; those of checkpoint.load.
     """
-    if precision not in NAMES:
-        raise GLMError("bad_request", f"--precision takes {', '.join(NAMES)}, not {precision!r}.", field="precision")
     kind = precision if precision in QUANTIZATIONS else None
     dtype = _DTYPES["bf16" if kind else precision]
     device = choose_device(0, 1)
@@ -77,7 +73,7 @@ def load(preset: str | None, folder: str | None, precision: str) -> GLM:
     assert preset is not None
     config = PRESETS[preset].quantized(kind)
     check_memory(config.parameters() * dtype.itemsize)
-    model = GLM(replace(config), device=device, dtype=dtype)
+    model = GLM(config, device=device, dtype=dtype)
     generator = numpy.random.Generator(numpy.random.SFC64(1))
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
@@ -117,11 +113,8 @@ def measure(
         seconds = _step_seconds(model, batch, prompt, new)
         decode.append(Decode(batch, batch / seconds, weights / seconds / machine.bandwidth))
     share = needed / prefill / machine.flops
-    load_found = None
-    if mixed is not None:
-        vocabulary = resolve_model(folder or EMBEDDED)
-        load_found = measure_mixed(model, vocabulary, *mixed)
-    return Speed(precision, loaded, weights, prefill, share, first, tuple(decode), peak_memory(), load_found)
+    under_load = None if mixed is None else measure_mixed(model, resolve_model(folder or EMBEDDED), *mixed)
+    return Speed(precision, loaded, weights, prefill, share, first, tuple(decode), peak_memory(), under_load)
 
 
 def _prefill(model: GLM, prompt: int) -> tuple[float, float]:

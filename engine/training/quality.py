@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch.nn import functional as F
 
 from engine.errors import GLMError
 from engine.glm import blanks, checkpoint
@@ -22,6 +21,7 @@ from engine.glm.model import GLM
 from engine.glm.tokenizer import Tokenizer
 from engine.serving.pool import Pool
 from engine.serving.worker import choose_device
+from engine.training.measures import text_nats
 from engine.training.report import ask, plain
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -67,17 +67,7 @@ def compare(
 @torch.inference_mode()
 def perplexity(model: GLM, ids: Sequence[int], tokenizer: Tokenizer) -> float:
     """exp of the mean cross-entropy of a text's tokens, read from left to right behind a [gMASK], as many as the model takes."""
-    total = 0.0
-    room = model.config.positions - 2  # [gMASK] and sop
-    for first in range(0, len(ids), room):
-        sample = blanks.layout((tokenizer.gmask,), [(0, ids[first : first + room])], tokenizer)
-        read, positions = (
-            torch.tensor([numbers], device=model.device) for numbers in (sample.ids[:-1], sample.positions[:-1])
-        )
-        logits = model(read, positions, torch.tensor([sample.context_length], device=model.device))[0]
-        targets = torch.tensor(sample.targets[:-1], device=model.device)
-        total += float(F.cross_entropy(logits.float(), targets, ignore_index=-1, reduction="sum"))
-    return math.exp(total / len(ids))
+    return math.exp(text_nats(model, ids, tokenizer) / len(ids))
 
 
 @dataclass(frozen=True, slots=True)
