@@ -12,6 +12,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from engine.errors import GLMError
+from engine.glm.allocator import with_large_pages
 from engine.glm.config import PRESETS, QUANTIZATIONS, Config, resolve_model
 from engine.glm.size import format_size
 from engine.serving.protocol import PRECISIONS
@@ -45,6 +46,7 @@ def run(options: argparse.Namespace) -> str:
     torch.set_num_threads(threads)
     machine = measure_machine(choose_device(0, 1))
     found = []
+    os.environ.update(with_large_pages(os.environ))  # for the processes to come, as a worker has it
     for name in names:
         sys.stderr.write(f"measuring {name}\n")
         mixed = (max(options.batch), options.long_prompt, options.gap_seconds) if options.mixed else None

@@ -32,12 +32,13 @@ from engine.glm.config import EMBEDDED, EMBEDDED_FOLDER, Config, base_folder, re
 from engine.glm.model import GLM, Linear
 from engine.glm.new_folder import new_folder
 from engine.glm.parallel import COLUMNS, partition, slices
+from engine.glm.projection import Projection
 from engine.glm.quantize import QuantizedLinear
 from engine.glm.sat_layout import MATRICES
 from engine.glm.tokenizer import VOCABULARY_FILE
 
 
-class _Adapted(nn.Module):
+class _Adapted(Projection, nn.Module):
     """What an adapted layer has beyond the layer's own."""
 
     lora: Lora
@@ -49,6 +50,12 @@ class _Adapted(nn.Module):
         states = F.dropout(states, self.lora.dropout, self.training)
         inner = F.linear(states, self.lora_a.to(states.dtype)) * self.lora.scale
         return F.linear(inner, self.lora_b.to(states.dtype))
+
+    def plus(self, states: Tensor, residual: Tensor) -> Tensor:
+        return Projection.plus(self, states, residual)
+
+    def gated(self, states: Tensor) -> Tensor:
+        return Projection.gated(self, states)
 
 
 class AdaptedLinear(_Adapted, Linear):
@@ -101,7 +108,7 @@ def attach(model: GLM, settings: Lora, dtype: torch.dtype = torch.float32) -> No
         raise GLMError("unsupported", message, field="model")
     model.requires_grad_(False)
     for linear in _targets(model, settings):
-        factory: dict[str, Any] = {"device": linear.weight.device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": linear.bias.device, "dtype": dtype}
         rows, columns = linear.bias.shape[0], _columns(linear)
         # The layer itself changes its class, as torch's parametrizations do: its tensors, their names, whoever holds it stay.
         linear.__class__ = _KINDS[type(linear)]

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from engine.glm.attention import MaskedAttention, prefix_visible
 from engine.glm.config import Config, Quantization, check_split
 from engine.glm.parallel import SINGLE, Ranks, partition, scale_slice, slices
+from engine.glm.projection import Projection
 from engine.glm.quantize import QuantizedLinear
 
 Attention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -39,21 +40,35 @@ def rotary_table(positions: Tensor, head_dim: int, precision: str) -> Rotary:
 
 
 def rotate(states: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate (batch, length, heads, head_dim) by tables (batch, length, head_dim)."""
-    cos, sin = (table.unsqueeze(2).to(states.dtype) for table in rotary)
+    """Rotate (batch, length, ..., head_dim) by the tables of `GLM.rotary`."""
+    cos, signed_sin = rotary
     first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat((-second, first), dim=-1) * sin
+    return states * cos + torch.cat((second, first), dim=-1) * signed_sin
 
 
 # Weights are not drawn when a module is made: `initialise` or checkpoint.load writes every one of them, and drawing 130
 # billion numbers to throw them away takes minutes.
-class Linear(nn.Linear):
+class Linear(Projection, nn.Linear):
+    """packed: another form of the weight that takes its place for serving (prepacked.py)."""
+
+    packed: Projection | None = None
+
     def reset_parameters(self) -> None:
         pass
 
     def product(self, states: Tensor) -> Tensor:
         """Without the bias."""
-        return F.linear(states, self.weight)
+        return F.linear(states, self.weight) if self.packed is None else self.packed.product(states)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """With the bias."""
+        return F.linear(states, self.weight, self.bias) if self.packed is None else self.packed(states)
+
+    def plus(self, states: Tensor, residual: Tensor) -> Tensor:
+        return super().plus(states, residual) if self.packed is None else self.packed.plus(states, residual)
+
+    def gated(self, states: Tensor) -> Tensor:
+        return super().gated(states) if self.packed is None else self.packed.gated(states)
 
 
 class Embedding(nn.Embedding):
@@ -93,13 +108,14 @@ class SelfAttention(nn.Module):
         self.query_key_value = linear(config.hidden, 3 * own, config.quantization, False, ranks, **factory)
         self.dense = linear(own, config.hidden, config.quantization, True, ranks, **factory)
 
-    def forward(self, states: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
+    def forward(self, states: Tensor, rotary: Rotary, attention: Attention, residual: Tensor | None = None) -> Tensor:
+        """The residual, if there is one, plus what attention brings."""
         batch, length, _ = states.shape
-        # (batch, length, heads, 3 * head_dim): the three parts of a head lie side by side
-        mixed = self.query_key_value(self.ranks.enter(states)).view(batch, length, -1, 3 * self.head_dim)
-        query, key, value = mixed.chunk(3, dim=-1)
-        context = attention(self.layer, rotate(query, rotary), rotate(key, rotary), value)
-        return summed(self.dense, context.reshape(batch, length, -1), self.ranks)
+        # (batch, length, heads, 3, head_dim): the three parts of a head lie side by side
+        mixed = self.query_key_value(self.ranks.enter(states)).view(batch, length, -1, 3, self.head_dim)
+        query, key = rotate(mixed[:, :, :, :2], rotary).unbind(3)
+        context = attention(self.layer, query, key, mixed[:, :, :, 2])
+        return summed(self.dense, context.reshape(batch, length, -1), self.ranks, residual)
 
 
 class FeedForward(nn.Module):
@@ -112,16 +128,18 @@ class FeedForward(nn.Module):
         self.dense_h_to_4h = linear(config.hidden, 2 * own, config.quantization, False, ranks, **factory)
         self.dense_4h_to_h = linear(own, config.hidden, config.quantization, True, ranks, **factory)
 
-    def forward(self, states: Tensor) -> Tensor:
-        value, gate = self.dense_h_to_4h(self.ranks.enter(states)).chunk(2, dim=-1)
-        return summed(self.dense_4h_to_h, value * F.gelu(gate), self.ranks)
+    def forward(self, states: Tensor, residual: Tensor | None = None) -> Tensor:
+        """The residual, if there is one, plus the output."""
+        inner = self.dense_h_to_4h.gated(self.ranks.enter(states))
+        return summed(self.dense_4h_to_h, inner, self.ranks, residual)
 
 
-def summed(layer: Linear | QuantizedLinear, states: Tensor, ranks: Ranks) -> Tensor:
-    """A layer that is split by columns: the ranks' products are summed, the bias is added once."""
+def summed(layer: Linear | QuantizedLinear, states: Tensor, ranks: Ranks, residual: Tensor | None = None) -> Tensor:
+    """A layer that is split by columns: the ranks' products are summed, bias and residual are added once."""
     if ranks.size == 1:
-        return layer(states)
-    return ranks.reduce(layer.product(states)) + layer.bias
+        return layer(states) if residual is None else layer.plus(states, residual)
+    total = ranks.reduce(layer.product(states)) + layer.bias
+    return total if residual is None else residual + total
 
 
 class Layer(nn.Module):
@@ -137,9 +155,9 @@ class Layer(nn.Module):
 
     def forward(self, hidden: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
         states = self.input_layernorm(hidden)
-        hidden = states * self.alpha + self.attention(states, rotary, attention)
+        hidden = self.attention(states, rotary, attention, states * self.alpha)
         states = self.post_attention_layernorm(hidden)
-        return states * self.alpha + self.mlp(states)
+        return self.mlp(states, states * self.alpha)
 
 
 class GLM(nn.Module):
@@ -163,6 +181,7 @@ class GLM(nn.Module):
         self.word_embeddings = Embedding(config.vocabulary // ranks.size, config.hidden, **factory)
         self.layers = nn.ModuleList(Layer(config, layer, ranks, **factory) for layer in range(config.layers))
         self.final_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon, **factory)
+        self.head: Callable[[Tensor], Tensor] | None = None  # in place of the product with the embedding
 
     @property
     def device(self) -> torch.device:
@@ -184,8 +203,14 @@ class GLM(nn.Module):
         return self.ranks.reduce(hidden.masked_fill(elsewhere.unsqueeze(-1), 0))
 
     def rotary(self, positions: Tensor) -> Rotary:
-        """The tables for positions (batch, length)."""
-        return rotary_table(positions, self.config.head_dim, self.config.rotary_precision)
+        """What `rotate` takes for positions (batch, length): cos, and sin with the sign of its half, in the type of the hidden
+        states; each (batch, length, 1, 1, head_dim)."""
+        cos, sin = rotary_table(positions, self.config.head_dim, self.config.rotary_precision)
+        first, second = sin.chunk(2, dim=-1)
+        cos, signed_sin = (
+            table[:, :, None, None].to(self.dtype) for table in (cos, torch.cat((-first, second), dim=-1))
+        )
+        return cos, signed_sin
 
     def ready_layers(self, first: int, last: int | None) -> Iterable[Layer]:
         """Layers first .. last-1, one after the other, each with its weights in place while it is the current one."""
@@ -202,7 +227,8 @@ class GLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden states after the last layer -> (..., vocabulary), in every rank."""
         states = self.ranks.enter(self.final_layernorm(hidden))
-        return self.ranks.gather(product(states, self.word_embeddings.weight))
+        own = product(states, self.word_embeddings.weight) if self.head is None else self.head(states)
+        return self.ranks.gather(own)
 
     def forward(
         self, ids: Tensor, positions: Tensor, context_length: Tensor | None = None, visible: Tensor | None = None

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.glm.projection import Projection
+
 LARGEST = {8: 127, 4: 7}
 ROWS = 2048  # of a matrix at a time, at most
 _CACHED = 1 << 22  # numbers at a time on a CPU: what its caches hold
@@ -103,7 +105,7 @@ def row_blocks(matrix: Tensor, columns: int) -> Iterator[slice]:
         yield slice(first, first + step)
 
 
-class QuantizedLinear(nn.Module):
+class QuantizedLinear(Projection, nn.Module):
     """A linear layer with a quantised weight. Made empty: checkpoint.load fills `weight`, `weight_scale` and `bias`.
 
     compute: the product; packed.pack chooses another one, for which weight and scales may change their form.

@@ -24,6 +24,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import NamedTuple
 
+from engine.glm.allocator import with_large_pages
 from engine.serving.protocol import Loaded, Options, Ready, Stop
 
 log = logging.getLogger(__name__)
@@ -118,7 +119,7 @@ class Replica:
         connection, child = multiprocessing.Pipe(duplex=True)
         self._connections.append(connection)
         threads = str(options.threads)
-        environment = os.environ | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
+        environment = with_large_pages(os.environ) | {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads}
         paths = [str(PACKAGE_ROOT), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(paths)
         descriptors = [end.fileno() for end in (child, *others)]

@@ -23,6 +23,7 @@ from engine.glm.config import EMBEDDED, PRESETS, QUANTIZATIONS, resolve_model
 from engine.glm.machine import Machine
 from engine.glm.model import GLM
 from engine.glm.packed import pack
+from engine.glm.prepacked import packed_bytes, prepack
 from engine.glm.random_layers import fill
 from engine.serving.bench import cache_bytes, check_memory, peak_memory, random_readings
 from engine.serving.job import Ask
@@ -47,7 +48,7 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Of a precision. first_token_seconds: a prompt read and its first token chosen; peak_share: of the matmul peak."""
+    """Of a precision. weight_bytes: those that a step reads; first_token_seconds: a prompt read and its first token chosen; peak_share: of the matmul peak."""
 
     precision: str
     load_seconds: float
@@ -69,7 +70,9 @@ def load(preset: str | None, folder: str | None, precision: str) -> GLM:
     dtype = _DTYPES["bf16" if kind else precision]
     device = choose_device(0, 1)
     if folder is not None:
-        return checkpoint.load(resolve_model(folder), dtype=dtype, device=device, quantize=kind)
+        model = checkpoint.load(resolve_model(folder), dtype=dtype, device=device, quantize=kind)
+        prepack(model)
+        return model.requires_grad_(False)
     assert preset is not None
     config = PRESETS[preset].quantized(kind)
     check_memory(config.parameters() * dtype.itemsize)
@@ -79,6 +82,7 @@ def load(preset: str | None, folder: str | None, precision: str) -> GLM:
         for name, tensor in model.state_dict().items():
             fill(name, tensor, generator)
     pack(model, dtype, model.device)
+    prepack(model)
     return model.eval().requires_grad_(False)
 
 
@@ -103,7 +107,9 @@ def measure(
     model = load(preset, folder, precision)
     loaded = time.perf_counter() - began
     check_memory(cache_bytes(model, batches, prompt, new))
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values())
+    weights = sum(tensor.nbytes for tensor in model.state_dict().values()) + packed_bytes(model)
+    if model.head is not None:  # of the plain embedding a step reads a few rows only
+        weights -= model.word_embeddings.weight.nbytes
     prefill, first = _prefill(model, prompt)
     config = model.config
     needed = 2 * config.layers * (4 * config.hidden**2 + 3 * config.hidden * config.inner) * (prompt + 1)

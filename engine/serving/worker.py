@@ -100,6 +100,7 @@ def load_runner(options: Options, announce: Callable[[Work], None] | None = None
 
     from engine.glm import checkpoint, offload, parallel
     from engine.glm.config import resolve_model
+    from engine.glm.prepacked import prepack
     from engine.serving.runner import Runner
 
     torch.set_num_threads(options.threads)
@@ -114,6 +115,7 @@ def load_runner(options: Options, announce: Callable[[Work], None] | None = None
     try:
         if options.offload == "none":
             model = checkpoint.load(folder, **how).requires_grad_(False)
+            prepack(model)
         else:
             model = offload.load(folder, **how, place=options.offload, budget=budget)
         return Runner(model, options.slots, model.config.positions, announce), model
