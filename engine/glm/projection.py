@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,9 +16,7 @@ class Projection:
     def product(self, states: Tensor) -> Tensor:
         """Without the bias."""
 
-    @abstractmethod
-    def __call__(self, states: Tensor) -> Tensor:
-        """With the bias."""
+    __call__: Callable[[Tensor], Tensor]  # with the bias
 
     def plus(self, states: Tensor, residual: Tensor) -> Tensor:
         """residual + the projection."""

@@ -48,7 +48,8 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """Of a precision. weight_bytes: those that a step reads; first_token_seconds: a prompt read and its first token chosen; peak_share: of the matmul peak."""
+    """Of a precision. weight_bytes: those that a step reads; first_token_seconds: a prompt read and its first token chosen;
+    peak_share: of the matmul peak."""
 
     precision: str
     load_seconds: float
