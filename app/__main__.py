@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
             tensor_parallel=settings.tensor_parallel,
             slots=settings.slots,
             gap_seconds=settings.gap_seconds,
+            batch_invariant=settings.batch_invariant,
             queue=settings.queue,
             threads=settings.threads or None,
             precision=settings.precision,

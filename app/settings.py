@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from engine.errors import GLMError
-from engine.glm.config import QUANTIZATIONS
+from engine.glm.config import SERVED_QUANTIZATIONS
 from engine.glm.size import parse_size
 
 PREFIX = "GLM_"
@@ -68,9 +68,10 @@ class Settings(BaseSettings):
     replicas: int = Field(1, ge=1, le=256, description="independent copies of the model")
     tensor_parallel: int = Field(1, ge=1, le=64, description="processes that share the weights of one copy")
     precision: Literal["fp32", "fp16", "bf16"] = Field("fp32", description="numbers that the model computes with")
-    quantize: Literal["none", *QUANTIZATIONS] = Field(
+    quantize: Literal["none", *SERVED_QUANTIZATIONS] = Field(
         "none",
-        description="fewer bits for the weights, while they are loaded; int4-g128: 4 bits, a scale for 128 columns",
+        description="fewer bits for the weights, while they are loaded; int4-g128: 4 bits, a scale for 128 columns; w8a8: "
+        "activations of 8 bits, too",
     )
     offload: Literal["none", "host", "disk"] = Field(
         "none", description="where the layers wait that don't fit into the weights budget; read again for every token"
@@ -87,6 +88,9 @@ class Settings(BaseSettings):
         ge=0,
         le=3600,
         description="how long running answers may wait for a token while a new prompt is read; 0: no limit",
+    )
+    batch_invariant: bool = Field(
+        False, description="the same numbers for a request, to the bit, whatever runs beside it; slower"
     )
     queue: int = Field(256, ge=0, description="requests that may wait for a slot; more are refused")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of a model process; 0 chooses by the machine")

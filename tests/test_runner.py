@@ -9,7 +9,9 @@ import torch
 
 from engine.glm import blanks, checkpoint
 from engine.glm.blanks import Prompt
+from engine.glm.eight_bit import can_multiply
 from engine.glm.model import GLM
+from engine.glm.prepacked import prepack
 from engine.glm.tokenizer import Tokenizer
 from engine.serving.cache import KeyValueCache, StepAttention
 from engine.serving.protocol import Beams, Limits, Request, Result, Sampling
@@ -171,11 +173,16 @@ def limits_of(model: GLM, slots: int = SLOTS) -> Limits:
 
 
 def run_all(
-    model: GLM, tokenizer: Tokenizer, requests: list[Request], slots: int = SLOTS, slicer: Slicer | None = None
+    model: GLM,
+    tokenizer: Tokenizer,
+    requests: list[Request],
+    slots: int = SLOTS,
+    slicer: Slicer | None = None,
+    batch_invariant: bool = False,
 ) -> dict[str, tuple[Result, ...]]:
     """Scheduler, runner and sampler together, without processes."""
     scheduler = Scheduler(limits_of(model, slots), tokenizer, slicer=slicer)
-    runner = Runner(model, slots, model.config.positions)
+    runner = Runner(model, slots, model.config.positions, batch_invariant=batch_invariant)
     sampler = Sampler(
         model.config.vocabulary, never_generated(tokenizer, model.config.vocabulary), tokenizer.eop, torch.device("cpu")
     )
@@ -223,6 +230,38 @@ def test_batched_sampling_is_sampling_alone(model: GLM, tokenizer: Tokenizer, pr
         together[request.id] for request in requests if request.alternatives == 3 and request.sampling.temperature
     )
     assert len(set(three)) == 3
+
+
+@pytest.mark.parametrize("kind", ["packed", "w8a8", "plain", "int4 in bf16"])
+def test_batch_invariant_to_the_bit(folder: Path, tokenizer: Tokenizer, prompts: list[Prompt], kind: str) -> None:
+    """Log-probabilities, too, are equal to those of a run alone, in every form of the weights."""
+    if kind == "w8a8" and not can_multiply(torch.device("cpu")):
+        pytest.skip("a CPU without products of 8-bit numbers")
+    dtype = torch.bfloat16 if "bf16" in kind else torch.float32
+    quantize = {"w8a8": "w8a8", "int4 in bf16": "int4"}.get(kind)
+    served = checkpoint.load(folder, dtype=dtype, quantize=quantize)
+    if kind in ("packed", "w8a8"):
+        prepack(served)
+    requests = [
+        Request(
+            str(number),
+            prompts[number % len(prompts)],
+            Sampling(
+                temperature=[1.0, 0.7][number % 2],
+                top_k=[0, 20][number % 2],
+                max_new_tokens=4 + number,
+                seed=number,
+            ),
+            alternatives=[1, 1, 3][number % 3],
+        )
+        for number in range(12)
+    ]
+    together = run_all(served, tokenizer, requests, slots=8, batch_invariant=True)
+    assert len(together) == len(requests)
+    for request in requests:
+        assert run_all(served, tokenizer, [request], batch_invariant=True) == {request.id: together[request.id]}
+    said = [logprob for results in together.values() for result in results for logprob in result.logprobs]
+    assert len(set(said)) > 50
 
 
 class CountingSlicer(Slicer):

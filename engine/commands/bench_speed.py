@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.errors import GLMError
 from engine.glm.allocator import with_large_pages
-from engine.glm.config import PRESETS, QUANTIZATIONS, Config, resolve_model
+from engine.glm.config import PRESETS, SERVED_QUANTIZATIONS, Config, resolve_model
 from engine.glm.size import format_size
 from engine.serving.protocol import PRECISIONS
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from engine.glm.machine import Machine
     from engine.serving.speed import Speed
 
-PRECISION_NAMES = (*PRECISIONS, *QUANTIZATIONS)
+PRECISION_NAMES = (*PRECISIONS, *SERVED_QUANTIZATIONS)
 
 
 def run(options: argparse.Namespace) -> str:

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from engine.errors import GLMError
-from engine.glm.config import QUANTIZATIONS, resolve_model
+from engine.glm.config import SERVED_QUANTIZATIONS, resolve_model
 from engine.glm.size import format_size
 from engine.serving.protocol import PRECISIONS
 
@@ -42,8 +42,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--model", required=True, help='"embedded" or a model folder')
-    add("--kinds", nargs="*", default=[], choices=QUANTIZATIONS, metavar="KIND", help="how to quantise its weights, beside "
-        f"as they are: {', '.join(QUANTIZATIONS)}")  # fmt: skip
+    add("--kinds", nargs="*", default=[], choices=SERVED_QUANTIZATIONS, metavar="KIND", help="how to quantise its weights, beside "
+        f"as they are: {', '.join(SERVED_QUANTIZATIONS)}")  # fmt: skip
     add("--precisions", nargs="+", default=["fp32"], choices=PRECISIONS, help="of the arithmetic (default: fp32)")
     add("--text", type=Path, metavar="FILE", help="to measure perplexity on")
     add("--questions", type=Path, metavar="FILE", help="to ask, as JSON lines")

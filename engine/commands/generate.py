@@ -117,6 +117,7 @@ class Session:
             threads=options.threads,
             precision=options.precision,
             quantize=options.quantize,
+            batch_invariant=options.batch_invariant,
             offload=options.offload,
             weights_budget=None if options.weights_budget is None else parse_size(options.weights_budget),
             tensor_parallel=options.tensor_parallel,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.errors import GLMError
-from engine.glm.config import QUANTIZATIONS
+from engine.glm.config import SERVED_QUANTIZATIONS
 from engine.serving import protocol
 from engine.serving.options import DEVICES
 
@@ -51,7 +51,11 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     add("--stop", action="append", default=[], metavar="TEXT", help="end a blank before this text; may be given again")
     add("--seed", type=int, help="default: drawn for each input, and shown with --json")
     add("--precision", choices=protocol.PRECISIONS, default="fp32", help="of weights and arithmetic (default: fp32)")
-    add("--quantize", choices=QUANTIZATIONS, help="make the weights whole numbers of 8 or 4 bits while they are loaded")
+    add(
+        "--quantize",
+        choices=SERVED_QUANTIZATIONS,
+        help="make the weights whole numbers of 8 or 4 bits while they are loaded; w8a8: activations, too",
+    )
     add(
         "--offload",
         choices=protocol.OFFLOADS,
@@ -67,6 +71,11 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     )
     add("--device", choices=DEVICES, default="auto", help="default: accelerators if there are any, else the CPU")
     add("--threads", type=int, help="CPU threads of the model")
+    add(
+        "--batch-invariant",
+        action="store_true",
+        help="the same numbers for a text, to the bit, whatever runs beside it",
+    )
     add("--slots", type=int, default=16, help="texts that run at the same time (default: 16)")
     return found
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from engine.errors import GLMError
 from engine.glm import plan as planning
-from engine.glm.config import PRESETS, QUANTIZATIONS, Config, resolve_model
+from engine.glm.config import PRESETS, SERVED_QUANTIZATIONS, Config, resolve_model
 from engine.glm.memory import free_memory
 from engine.glm.plan import GPU_USABLE, Machine, Plan, Wish, describe, flags, largest_split, rows_of
 from engine.glm.size import format_size, parse_size
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--memory", metavar="SIZE", help="of the host, that is free (default: without --gpus what this machine has free, "
         "with them as much as it takes)")  # fmt: skip
     add("--precision", choices=sorted(planning.BYTES), help="default: fp16 on GPUs, fp32 without")
-    add("--quantize", choices=QUANTIZATIONS, help="default: as the weights are")
+    add("--quantize", choices=SERVED_QUANTIZATIONS, help="default: as the weights are")
     add("--tensor-parallel", type=int, help="ranks (default: as many of the GPUs as the model can be split over)")
     add("--offload", choices=("none", "host", "disk"), default="none", help="where layers wait that don't fit")
     add("--weights-budget", metavar="SIZE", help="memory of a rank for weights, with --offload (default: what is free)")

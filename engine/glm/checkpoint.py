@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from engine.errors import GLMError
 from engine.glm import lora
 from engine.glm.adapter import read_adapter, weights_file
-from engine.glm.config import Config, base_folder, check_base
+from engine.glm.config import W8A8, Config, base_folder, check_base
 from engine.glm.model import GLM
 from engine.glm.new_folder import new_folder
 from engine.glm.packed import pack
@@ -39,8 +39,8 @@ def load(
 ) -> GLM:
     """The model of a folder, or a rank's part of it, in evaluation mode. One tensor beyond the model is in memory at a time.
 
-    quantize: a name of config.QUANTIZATIONS for plain weights; a folder of quantised weights stays as it is. training: in training
-    mode, quantised weights in a form through which gradients pass, an adapter in fp32 and nothing else to be trained.
+    quantize: of config.SERVED_QUANTIZATIONS, for plain weights; a folder of quantised weights stays as it is. training: in
+    training mode, quantised weights in a form through which gradients pass, an adapter in fp32 and nothing else to be trained.
     Errors: model_not_found, bad_model (a missing, extra, mis-shaped or unreadable tensor, by name; a base with other weights than
     an adapter was trained over), unsupported.
     """
@@ -51,7 +51,7 @@ def load(
     model = GLM(config, device=device, dtype=dtype, ranks=ranks)
     fill(model, Weights(base))
     if not training:
-        pack(model, dtype, model.device)
+        pack(model, dtype, model.device, eight_bit=quantize == W8A8)
     adapter = read_adapter(folder)
     if adapter is not None:
         lora.attach(model, adapter.lora, torch.float32 if training else dtype)

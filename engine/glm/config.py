@@ -30,6 +30,8 @@ class ChatFormat:
 
 
 QUANTIZATIONS = ("int8", "int4", "int8-g32", "int8-g64", "int8-g128", "int4-g32", "int4-g64", "int4-g128")
+W8A8 = "w8a8"  # weights as int8, and activations rounded to 8 bits, too, when they are multiplied (eight_bit.py)
+SERVED_QUANTIZATIONS = (*QUANTIZATIONS, W8A8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +170,14 @@ class Config:
         return Config(**values)
 
     def quantized(self, quantize: str | None, size: int = 1) -> Config:
-        """Of a model that is served over `size` ranks with its plain weights made `quantize`, a name of QUANTIZATIONS.
+        """Of a model that is served over `size` ranks with its plain weights made `quantize`, of SERVED_QUANTIZATIONS.
 
         GLMError bad_request; unsupported, if the weights are stored as another kind already.
         """
         if quantize is None:
             return self
         # Each rank quantises its own part, as GLM-130B's code does.
-        wanted = Quantization.parse(quantize, shards=size)
+        wanted = Quantization.parse("int8" if quantize == W8A8 else quantize, shards=size)
         if self.quantization is None:
             return replace(self, quantization=wanted)
         if self.quantization.name != wanted.name:

@@ -15,20 +15,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from engine.glm.eight_bit import EightBitProduct
 from engine.glm.quantize import Product, QuantizedLinear, exact_product, unpack_nibbles
 
 _GROUPS = (256, 128, 64, 32)  # columns a scale, as the kernel knows them
 _BLOCK = 512  # rows that are packed at a time; a multiple of the kernel's 64
 
 
-def pack(module: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+def pack(module: nn.Module, dtype: torch.dtype, device: torch.device, *, eight_bit: bool = False) -> None:
     """Let the quantised layers in a module compute states of a type on a device in the quickest way.
 
-    On the meta device only types and shapes change.
+    eight_bit: with activations of 8 bits, too. On the meta device only types and shapes change. GLMError unsupported if a layer
+    can't have such activations.
     """
     for linear in module.modules():
         if isinstance(linear, QuantizedLinear) and linear.compute is exact_product:
-            linear.compute = best_product(linear, dtype, device)
+            linear.compute = EightBitProduct(linear) if eight_bit else best_product(linear, dtype, device)
             if linear.compute is int4_product:
                 _pack_int4(linear)
 

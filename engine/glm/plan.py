@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from engine.errors import GLMError
-from engine.glm.config import Config, Quantization, check_split
+from engine.glm.config import W8A8, Config, Quantization, check_split
 from engine.glm.size import format_size
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
@@ -135,7 +135,7 @@ class Plan:
         """Bytes that move for each byte of a layer. Quantised weights are written out in 16 bits, then in the type of the
         arithmetic, and read again, but for the CPU's kernels in bf16, which read them as they are."""
         precision, quantization = self.wish.precision, self.config.quantization
-        if quantization is None or reads_quantized(self.machine, precision):
+        if quantization is None or reads_quantized(self.machine, precision) or self.wish.quantize == W8A8:
             return 1.0
         return 1 + (4 + (0 if precision == "fp16" else BYTES[precision])) * 8 / quantization.bits
 
@@ -156,7 +156,10 @@ def plan(config: Config, machine: Machine, wish: Wish) -> Plan:
     offloaded = wish.offload != "none"
     tensors = layer_tensors(config, size, number, packed=reads_quantized(machine, wish.precision))
     layers = config.layers * sum(tensors)
-    embedding = config.vocabulary // size * hidden * (2 if offloaded else number) + 2 * hidden * number
+    table = config.vocabulary // size * hidden
+    # Without GPUs the logits of fp32 come from a packed copy (prepacked.py).
+    copy = 4 * table if not machine.gpus and not offloaded and wish.precision == "fp32" else 0
+    embedding = table * (2 if offloaded else number) + copy + 2 * hidden * number
     cache_token = 2 * config.layers * hidden // size * number
     cache = cache_token * wish.tokens * slots
     length = max(wish.tokens, PREFILL_TOKENS)

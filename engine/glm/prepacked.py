@@ -12,8 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from engine.glm.eight_bit import EightBitProduct
 from engine.glm.model import GLM, Linear
 from engine.glm.projection import Projection
+from engine.glm.quantize import QuantizedLinear
 
 # Rows that oneDNN is told to expect. Told 1, it chooses a kernel for a single row, whose sums are in another order than those
 # of its kernels for several.
@@ -87,10 +89,25 @@ def prepack(model: GLM) -> None:
     model.head = PackedMatrix(model.word_embeddings.weight)
 
 
-def packed_bytes(model: GLM) -> int:
-    """Of all that was packed in a model."""
+def keeps_rows_apart(model: GLM) -> bool:
+    """Whether the model's products give a row the same numbers, to the bit, whatever other rows are computed with it."""
+    linears = [module for module in model.modules() if isinstance(module, Linear | QuantizedLinear)]
+    if model.head is None or any(type(linear) not in (Linear, QuantizedLinear) for linear in linears):  # adapted ones
+        return False
+    return all(
+        isinstance(linear.compute, EightBitProduct)
+        if isinstance(linear, QuantizedLinear)
+        else isinstance(linear.packed, Packed)
+        for linear in linears
+    )
+
+
+def weight_bytes(model: GLM) -> int:
+    """Of all weights of a model in memory, in whatever form."""
     packed = [linear.packed for linear in model.modules() if isinstance(linear, Linear)]
-    return sum(one.nbytes for one in (*packed, model.head) if isinstance(one, Packed | PackedMatrix))
+    packed += [linear.compute for linear in model.modules() if isinstance(linear, QuantizedLinear)]
+    found = (one for one in (*packed, model.head) if isinstance(one, Packed | PackedMatrix | EightBitProduct))
+    return sum(one.nbytes for one in found) + sum(tensor.nbytes for tensor in model.state_dict().values())
 
 
 def _joined(parts: list[Tensor]) -> Tensor:

@@ -135,3 +135,8 @@ class QuantizedLinear(Projection, nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         return self.product(states) + self.bias
+
+    def gated(self, states: Tensor) -> Tensor:
+        value, gate = self(states).chunk(2, dim=-1)
+        # Torch has a gelu for memory without gaps, as one row is, and another one, which rounds otherwise.
+        return value * F.gelu(gate.contiguous())

@@ -97,10 +97,13 @@ class StepAttention:
     """Attention of a decode step: tensors (rows, 1, heads, head_dim); row i is the token in column columns[i] of slots[i].
 
     Slots must ascend. Every row sees the columns of its slot up to its own. Slots that lie side by side are computed
-    together on a view of the cache, masked to each row's length: nothing is gathered or copied.
+    together on a view of the cache, masked to each row's length: nothing is gathered or copied. together: False computes each
+    row by itself, over its own length, so that its sums are in the same order whatever runs beside it.
     """
 
-    def __init__(self, cache: KeyValueCache, slots: Sequence[int], columns: Sequence[int]) -> None:
+    def __init__(
+        self, cache: KeyValueCache, slots: Sequence[int], columns: Sequence[int], *, together: bool = True
+    ) -> None:
         self._cache = cache
         self._slots = torch.tensor(slots, dtype=torch.long, device=cache.device)
         self._columns = torch.tensor(columns, dtype=torch.long, device=cache.device)
@@ -108,7 +111,7 @@ class StepAttention:
         first = 0
         for row in range(1, len(slots) + 1):
             assert row == len(slots) or slots[row] > slots[row - 1]
-            if row < len(slots) and slots[row] == slots[row - 1] + 1:
+            if together and row < len(slots) and slots[row] == slots[row - 1] + 1:
                 continue
             lengths = [column + 1 for column in columns[first:row]]
             longest = max(lengths)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from engine.errors import GLMError
-from engine.glm.config import Config, base_folder, check_split, resolve_model, weights_size
+from engine.glm.config import W8A8, Config, base_folder, check_split, resolve_model, weights_size
 from engine.serving.protocol import OFFLOADS, PRECISIONS, Options
 
 DEVICES = ("auto", "cpu")
@@ -27,6 +27,7 @@ def plan_replicas(
     device: str,
     prefill_tokens: int,
     gap_seconds: float,
+    batch_invariant: bool,
 ) -> list[Options]:
     """The options of each replica's rank 0; for the arguments see pool.Pool.
 
@@ -58,6 +59,9 @@ def plan_replicas(
     if base_folder(folder) != folder and offload != "none":
         message = f"The layers of {model} can't be streamed, for it is an adapter: merge it with its base first."
         raise GLMError("unsupported", message, field="offload")
+    if quantize == W8A8 and offload != "none":
+        message = "w8a8 is for weights that are loaded: it can't be had with offload."
+        raise GLMError("unsupported", message, field="quantize")
     check_split(Config.load(folder).quantized(quantize, tensor_parallel), tensor_parallel)
     if threads is None:
         # A parallel region waits for its slowest thread: with a busy web process on the same core it stalls.
@@ -76,6 +80,7 @@ def plan_replicas(
             quantize=quantize,
             offload=offload,
             weights_budget=weights_budget,
+            batch_invariant=batch_invariant,
         )
         for index in range(replicas)
     ]

@@ -43,11 +43,11 @@ class Pool:
     sequences that run at the same time in one replica; queue: requests that may wait; threads: of one rank (None: what the
     machine has, less one for this process, shared by all ranks).
 
-    quantize: make plain weights so while they are loaded, a name of config.QUANTIZATIONS; offload: where the layers wait that
+    quantize: make plain weights so while they are loaded, of config.SERVED_QUANTIZATIONS; offload: where the layers wait that
     don't fit into weights_budget (bytes of one rank): "none", "host" or "disk". device: "auto" (accelerators if there are
     any, one a rank) or "cpu". prefill_tokens: prompts are read together up to so many tokens; gap_seconds: that running
-    requests wait for a token meanwhile (0: as long as it takes). start_timeout: seconds until the first replica must be ready
-    (None: by the size of the weights).
+    requests wait for a token meanwhile (0: as long as it takes). batch_invariant: see runner.Runner. start_timeout: seconds until
+    the first replica must be ready (None: by the size of the weights).
 
     Errors: bad_request for a value that can't be; model_not_found, bad_model, unsupported if the model can't be served so.
     """
@@ -68,6 +68,7 @@ class Pool:
         device: str = "auto",
         prefill_tokens: int = 512,
         gap_seconds: float = 0.1,
+        batch_invariant: bool = False,
         start_timeout: float | None = None,
     ) -> None:
         if queue < 1:
@@ -85,6 +86,7 @@ class Pool:
             device=device,
             prefill_tokens=prefill_tokens,
             gap_seconds=gap_seconds,
+            batch_invariant=batch_invariant,
         )
         self._model = str(model)
         loading = asyncio.Lock()

@@ -85,9 +85,10 @@ class Options:
     rank: int = 0  # among `tensor_parallel` ranks, each with its part of the weights
     tensor_parallel: int = 1
     rendezvous: str | None = None  # a file of their own, where several ranks find each other
-    quantize: str | None = None  # a name of config.QUANTIZATIONS; None: as the folder has it
+    quantize: str | None = None  # of config.SERVED_QUANTIZATIONS; None: as the folder has it
     offload: str = "none"  # where layers beyond weights_budget wait: "none" (all are loaded), "host", "disk"
     weights_budget: int | None = None  # bytes of one rank's weights that may be loaded at a time
+    batch_invariant: bool = False  # the same numbers for a request, to the bit, whatever runs beside it
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,31 +14,52 @@ import torch
 from torch import Tensor
 
 from engine.glm.model import GLM, Attention, Rotary
+from engine.glm.prepacked import keeps_rows_apart
 from engine.serving.beam import Candidate
 from engine.serving.cache import KeyValueCache, MixedAttention, PromptAttention, Segment, StepAttention, TreeAttention
-from engine.serving.job import Choice, Job
+from engine.serving.job import Ask, Choice, Job
 from engine.serving.sampling import Sampler
 from engine.serving.scheduler import Outcome, Plan
 from engine.serving.work import Reading, Tree, Work
 
 
 @dataclass(slots=True)
-class Pass:
-    """A forward pass between layers. hidden: (1, tokens, hidden) for prompts, (rows, 1, hidden) for a step; wanted: tokens
-    whose logits are asked for, None for all."""
+class Part:
+    """Tokens that go through the layers together. hidden: (1, tokens, hidden) for prompts, (rows, 1, hidden) for a step; wanted:
+    tokens whose logits are asked for, None for all."""
 
     hidden: Tensor
     rotary: Rotary
     attention: Attention
-    wanted: Tensor | None
+    wanted: Tensor | None = None
+
+
+@dataclass(slots=True)
+class Pass:
+    """A forward pass between layers."""
+
+    parts: list[Part]
     layer: int = 0
 
 
 class Runner:
-    """slots sequences of up to `columns` tokens each. announce: gets each Work before it is done, for the other ranks."""
+    """slots sequences of up to `columns` tokens each. announce: gets each Work before it is done, for the other ranks.
 
-    def __init__(self, model: GLM, slots: int, columns: int, announce: Callable[[Work], None] | None = None) -> None:
-        self._model, self._announce = model, announce
+    batch_invariant: a sequence's numbers are the same, to the bit, whatever runs beside it. Each prompt is then read by itself; so
+    is each token of a step, unless the model's matrices are of a form that keeps rows apart (prepacked.py).
+    """
+
+    def __init__(
+        self,
+        model: GLM,
+        slots: int,
+        columns: int,
+        announce: Callable[[Work], None] | None = None,
+        *,
+        batch_invariant: bool = False,
+    ) -> None:
+        self._model, self._announce, self.batch_invariant = model, announce, batch_invariant
+        self._one_by_one = batch_invariant and not keeps_rows_apart(model)
         self._clears: list[int] = []  # of the cache, with the next work
         self._copies: list[tuple[int, int, int]] = []
         self._reading: Pass | None = None  # prompts that are read through some of the layers
@@ -51,6 +72,10 @@ class Runner:
     def read(self, readings: Sequence[Reading]) -> Pass:
         """Begin to read prompts, packed one after the other. Logits: one row for each prompt read into a slot (its `sop`),
         one row for each token of each choice; in order."""
+        groups = [[reading] for reading in readings] if self.batch_invariant else [readings]
+        return Pass([self._read_together(group) for group in groups])
+
+    def _read_together(self, readings: Sequence[Reading]) -> Part:
         ids: list[int] = []
         positions: list[int] = []
         wanted: list[int] = []
@@ -68,7 +93,7 @@ class Runner:
             segments.append(Segment(context, tuple(map(len, branches)), slot))
         hidden = self._model.embed(self._indices(ids)[None])
         rotary = self._model.rotary(self._indices(positions)[None])
-        return Pass(hidden, rotary, PromptAttention(self.cache, segments), self._indices(wanted))
+        return Part(hidden, rotary, PromptAttention(self.cache, segments), self._indices(wanted))
 
     @torch.inference_mode()
     def step(
@@ -83,24 +108,40 @@ class Runner:
 
         Logits: (rows, vocabulary), the trees' behind the others.
         """
+        if self._one_by_one:
+            rows = zip(slots, tokens, columns, positions, strict=True)
+            parts = [self._step_together([slot], [token], [column], [place]) for slot, token, column, place in rows]
+            return Pass(parts + [self._step_together((), (), (), (), [tree]) for tree in trees])
+        return Pass([self._step_together(slots, tokens, columns, positions, trees)])
+
+    def _step_together(
+        self,
+        slots: Sequence[int],
+        tokens: Sequence[int],
+        columns: Sequence[int],
+        positions: Sequence[int],
+        trees: Sequence[Tree] = (),
+    ) -> Part:
         ids, places = [*tokens], [*positions]
-        parts: list[tuple[int, StepAttention | TreeAttention]] = []
+        attentions: list[tuple[int, StepAttention | TreeAttention]] = []
         if slots:
-            parts.append((len(slots), StepAttention(self.cache, slots, columns)))
+            rows = StepAttention(self.cache, slots, columns, together=not self.batch_invariant)
+            attentions.append((len(slots), rows))
         for tree in trees:
             ids += tree.tokens
             places += [tree.position] * len(tree.tokens)
-            parts.append((len(tree.tokens), TreeAttention(self.cache, tree)))
+            attentions.append((len(tree.tokens), TreeAttention(self.cache, tree)))
         hidden = self._model.embed(self._indices(ids)[:, None])
         rotary = self._model.rotary(self._indices(places)[:, None])
-        return Pass(hidden, rotary, MixedAttention(parts) if trees else parts[0][1], None)
+        return Part(hidden, rotary, MixedAttention(attentions) if trees else attentions[0][1])
 
     @torch.inference_mode()
     def advance(self, state: Pass, layers: int | None = None) -> bool:
         """Run the next `layers` layers, or all that are left. True when the last one is done."""
         total = len(self._model.layers)
         last = total if layers is None else min(total, state.layer + layers)
-        state.hidden = self._model.run(state.hidden, state.rotary, state.attention, state.layer, last)
+        for part in state.parts:
+            part.hidden = self._model.run(part.hidden, part.rotary, part.attention, state.layer, last)
         state.layer = last
         return last == total
 
@@ -108,8 +149,11 @@ class Runner:
     def logits(self, state: Pass) -> Tensor:
         """(rows, vocabulary) of a pass whose layers are done."""
         assert state.layer == len(self._model.layers)
-        hidden = state.hidden.flatten(0, 1)
-        return self._model.logits(hidden if state.wanted is None else hidden[state.wanted])
+        found = []
+        for part in state.parts:
+            hidden = part.hidden.flatten(0, 1)
+            found.append(self._model.logits(hidden if part.wanted is None else hidden[part.wanted]))
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     @torch.inference_mode()
     def follow(self, work: Work) -> Tensor | None:
@@ -173,7 +217,7 @@ class Runner:
             for row in job.rows[1:]:
                 self._copies.append((job.rows[0].slot, row.slot, len(job.request.prompt.ids)))
         rows = plan.sampled_rows()
-        choices = sampler(logits[self._indices(sources)], [row.ask(end_ids) for row in rows]) if rows else []
+        choices = self._chosen(sampler, logits[self._indices(sources)], [row.ask(end_ids) for row in rows])
         self._clean(plan, choices, candidates)
         return Outcome(choices, scores, candidates)
 
@@ -189,11 +233,16 @@ class Runner:
             trees=tuple(search.tree() for search in plan.searches),
         )
         assert logits is not None
-        choices = sampler(logits[: len(rows)], [row.ask(end_ids) for row in rows]) if rows else []
+        choices = self._chosen(sampler, logits[: len(rows)], [row.ask(end_ids) for row in rows])
         blocks = logits[len(rows) :].split([search.rows for search in plan.searches])
         candidates = [sampler.expand(block, search.ask()) for block, search in zip(blocks, plan.searches, strict=True)]
         self._clean(plan, choices, candidates)
         return Outcome(choices, [], candidates)
+
+    def _chosen(self, sampler: Sampler, logits: Tensor, asks: Sequence[Ask]) -> list[Choice]:
+        if self.batch_invariant:
+            return [sampler(row[None], [ask])[0] for row, ask in zip(logits, asks, strict=True)]
+        return sampler(logits, asks) if asks else []
 
     def _clean(self, plan: Plan, choices: list[Choice], candidates: list[list[Candidate]]) -> None:
         """What has inf or nan is about to leave, with all rows of its request: the slots must not hand them on."""

@@ -19,11 +19,11 @@ import torch
 from engine.errors import GLMError
 from engine.glm import checkpoint
 from engine.glm.allocator import keep_freed_memory
-from engine.glm.config import EMBEDDED, PRESETS, QUANTIZATIONS, resolve_model
+from engine.glm.config import EMBEDDED, PRESETS, SERVED_QUANTIZATIONS, W8A8, resolve_model
 from engine.glm.machine import Machine
 from engine.glm.model import GLM
 from engine.glm.packed import pack
-from engine.glm.prepacked import packed_bytes, prepack
+from engine.glm.prepacked import prepack, weight_bytes
 from engine.glm.random_layers import fill
 from engine.serving.bench import cache_bytes, check_memory, peak_memory, random_readings
 from engine.serving.job import Ask
@@ -63,12 +63,13 @@ class Speed:
 
 
 def load(preset: str | None, folder: str | None, precision: str) -> GLM:
-    """A preset's shape with random weights, or a model folder's own. precision: of PRECISIONS, or of QUANTIZATIONS, in bf16.
+    """A preset's shape with random weights, or a model folder's own. precision: of PRECISIONS, or of SERVED_QUANTIZATIONS,
+    which compute in bf16, but w8a8 in fp32.
 
     GLMError: overloaded without the memory; those of checkpoint.load.
     """
-    kind = precision if precision in QUANTIZATIONS else None
-    dtype = _DTYPES["bf16" if kind else precision]
+    kind = precision if precision in SERVED_QUANTIZATIONS else None
+    dtype = torch.float32 if kind == W8A8 else _DTYPES["bf16" if kind else precision]
     device = choose_device(0, 1)
     if folder is not None:
         model = checkpoint.load(resolve_model(folder), dtype=dtype, device=device, quantize=kind)
@@ -82,7 +83,7 @@ def load(preset: str | None, folder: str | None, precision: str) -> GLM:
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             fill(name, tensor, generator)
-    pack(model, dtype, model.device)
+    pack(model, dtype, model.device, eight_bit=kind == W8A8)
     prepack(model)
     return model.eval().requires_grad_(False)
 
@@ -108,7 +109,7 @@ def measure(
     model = load(preset, folder, precision)
     loaded = time.perf_counter() - began
     check_memory(cache_bytes(model, batches, prompt, new))
-    weights = sum(tensor.nbytes for tensor in model.state_dict().values()) + packed_bytes(model)
+    weights = weight_bytes(model)
     if model.head is not None:  # of the plain embedding a step reads a few rows only
         weights -= model.word_embeddings.weight.nbytes
     prefill, first = _prefill(model, prompt)

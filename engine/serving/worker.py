@@ -74,11 +74,12 @@ def load(options: Options, announce: Callable[[Work], None]) -> Engine:
             f"The vocabulary in {folder} has {tokenizer.vocabulary_size} tokens, the model only {config.vocabulary}.",
             field="model",
         )
-    quantization = f", {config.quantization.name}" if config.quantization else ""
+    stored = config.quantization.name if config.quantization else None
+    quantization = "".join(f", {one}" for one in dict.fromkeys((stored, options.quantize)) if one)
     limits = Limits(
         model=config.name,
         weights_hash=weights_hash(folder),
-        precision=options.precision + quantization,
+        precision=options.precision + quantization + (", batch-invariant" if options.batch_invariant else ""),
         device=model.device.type,
         version=f"torch {torch.__version__}",
         positions=config.positions,
@@ -118,7 +119,8 @@ def load_runner(options: Options, announce: Callable[[Work], None] | None = None
             prepack(model)
         else:
             model = offload.load(folder, **how, place=options.offload, budget=budget)
-        return Runner(model, options.slots, model.config.positions, announce), model
+        runner = Runner(model, options.slots, model.config.positions, announce, batch_invariant=options.batch_invariant)
+        return runner, model
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise GLMError("overloaded", f"There is not enough memory for {folder} on {device}.", field="model") from error
 

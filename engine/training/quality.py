@@ -18,6 +18,7 @@ from engine.glm import blanks, checkpoint
 from engine.glm.config import Config, check_split
 from engine.glm.filling import Filling
 from engine.glm.model import GLM
+from engine.glm.prepacked import weight_bytes
 from engine.glm.tokenizer import Tokenizer
 from engine.serving.pool import Pool
 from engine.serving.worker import choose_device
@@ -57,7 +58,7 @@ def compare(
     for precision in precisions:
         for kind in kinds:
             model = checkpoint.load(folder, dtype=DTYPES[precision], device=choose_device(0, 1), quantize=kind)
-            nbytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+            nbytes = weight_bytes(model)
             found = None if ids is None else perplexity(model, ids, tokenizer)
             del model
             right = asyncio.run(_right(folder, tokenizer, config, asked, precision, kind)) if asked else None
