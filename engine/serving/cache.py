@@ -125,12 +125,13 @@ class StepAttention:
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         self._cache.append(layer, self._slots, self._columns, key[:, 0], value[:, 0])
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        context = torch.empty_like(query)
-        for rows, slots, longest, visible in self._runs:
-            context[rows] = F.scaled_dot_product_attention(
+        found = [
+            F.scaled_dot_product_attention(
                 query[rows].transpose(1, 2), keys[slots, :, :longest], values[slots, :, :longest], attn_mask=visible
-            ).transpose(1, 2)
-        return context
+            )
+            for rows, slots, longest, visible in self._runs
+        ]
+        return (found[0] if len(found) == 1 else torch.cat(found)).transpose(1, 2)
 
 
 class TreeAttention:

@@ -112,20 +112,20 @@ def measure(
     weights = weight_bytes(model)
     if model.head is not None:  # of the plain embedding a step reads a few rows only
         weights -= model.word_embeddings.weight.nbytes
-    prefill, first = _prefill(model, prompt)
+    prefill, first = prefill_seconds(model, prompt)
     config = model.config
     needed = 2 * config.layers * (4 * config.hidden**2 + 3 * config.hidden * config.inner) * (prompt + 1)
     needed += 4 * config.layers * config.hidden * (prompt + 1) ** 2 + 2 * config.vocabulary * config.hidden
     decode = []
     for batch in batches:
-        seconds = _step_seconds(model, batch, prompt, new)
+        seconds = step_seconds(model, batch, prompt, new)
         decode.append(Decode(batch, batch / seconds, weights / seconds / machine.bandwidth))
     share = needed / prefill / machine.flops
     under_load = None if mixed is None else measure_mixed(model, resolve_model(folder or EMBEDDED), *mixed)
     return Speed(precision, loaded, weights, prefill, share, first, tuple(decode), peak_memory(), under_load)
 
 
-def _prefill(model: GLM, prompt: int) -> tuple[float, float]:
+def prefill_seconds(model: GLM, prompt: int) -> tuple[float, float]:
     """Seconds until the logits are there, and until a token is chosen; medians."""
     runner = Runner(model, 1, prompt + 2)
     sampler = Sampler(model.config.vocabulary, (), 0, model.device)
@@ -144,13 +144,15 @@ def _prefill(model: GLM, prompt: int) -> tuple[float, float]:
     return statistics.median(whole[1:]), statistics.median(first[1:])
 
 
-def _step_seconds(model: GLM, batch: int, prompt: int, new: int) -> float:
-    """The median step with all rows."""
+def step_seconds(model: GLM, batch: int, prompt: int, new: int) -> float:
+    """The median step with all rows behind the same prompt, which is read once."""
     runner = Runner(model, batch, prompt + new + 2)
     sampler = Sampler(model.config.vocabulary, (), 0, model.device)
-    state = runner.read(random_readings(model, batch, prompt))
+    state = runner.read(random_readings(model, 1, prompt))
     runner.advance(state)
-    tokens = [choice.token for choice in sampler(runner.logits(state), [_GREEDY] * batch)]
+    tokens = [choice.token for choice in sampler(runner.logits(state), [_GREEDY])] * batch
+    for slot in range(1, batch):
+        runner.cache.copy(0, slot, prompt + 1)
     seconds = []
     for step in range(new):
         began = time.perf_counter()
