@@ -428,11 +428,20 @@ class Traffic:
     ended: list[str] = field(default_factory=list)
     cancelled_waiting: set[str] = field(default_factory=set)
     waits: dict[str, int] = field(default_factory=dict)
+    cache: dict[int, Prompt] = field(default_factory=dict)  # what each slot holds
+    retain: bool = False
+    unread: int = 0  # jobs that found their prompt there
 
     def run(self, steps: int) -> None:
+        self.retain = self.random.random() < 0.7
         slicer = self.random.choice([None, Slicer(4, 0.0), Slicer(4, 2.0)])
         scheduler = Scheduler(
-            self.limits, self.tokenizer, queue=10, prefill_tokens=self.random.choice([1, 40, 512]), slicer=slicer
+            self.limits,
+            self.tokenizer,
+            queue=10,
+            prefill_tokens=self.random.choice([1, 40, 512]),
+            slicer=slicer,
+            retain=self.retain,
         )
         while steps > 0 or not scheduler.idle:
             steps -= 1
@@ -465,6 +474,7 @@ class Traffic:
                 request = make_request(
                     self.tokenizer,
                     name,
+                    self.random.choice(["a [gMASK]", "and [MASK] the", "the [sMASK] of"]),
                     alternatives=self.random.randint(1, 4),
                     max_new_tokens=self.random.randint(1, 12),
                 )
@@ -490,20 +500,35 @@ class Traffic:
 
     def check_plan(self, scheduler: Scheduler, plan: Plan) -> None:
         assert bool(plan.prompts) != bool(plan.rows)
-        self.admitted += [job.request.id for job in plan.prompts if plan.first == 0]
+        self.admitted += [job.request.id for job in plan.begun]
+        self.unread += len(set(plan.begun) - set(plan.prompts))
+        self.move(plan)
         slots = [row.slot for row in plan.sampled_rows()]
         if plan.rows:
             assert slots == sorted(slots)
         reading = [row for job in scheduler._reading for row in job.rows if job.request.id not in self.ended]
         running = {row.slot: row for row in scheduler._running} | {row.slot: row for row in reading}
         assert len(slots) == len(set(slots)) and len(running) + scheduler.free_slots == self.limits.slots
-        assert not set(scheduler._free) & set(running)
+        assert not {*scheduler._free._empty, *scheduler._free._held} & set(running)
         for row in plan.rows:
             assert row.column < POSITIONS and row.job.request.id not in self.ended
+            assert self.cache[row.slot] == row.job.request.prompt
         for row in scheduler._running:  # nobody starves: every other step at the latest is everybody's
             key = f"{row.job.request.id} {row.alternative}"
             self.waits[key] = 0 if row in plan.sampled_rows() else self.waits.get(key, 0) + 1
             assert self.waits[key] <= 1
+
+    def move(self, plan: Plan) -> None:
+        """What the plan does to the cache."""
+        for slot in plan.clears:
+            self.cache.pop(slot, None)
+        for source, target, columns in plan.copies:
+            assert columns == len(self.cache[source].ids)
+            self.cache[target] = self.cache[source]
+        for job in plan.read_jobs():
+            self.cache |= {row.slot: job.request.prompt for row in job.rows}
+        for job in plan.prompts if plan.last is not None else ():  # written over, from the first slice on
+            self.cache.pop(job.slot, None)
 
     def choice(self, row) -> Choice:
         chance = self.random.random()
@@ -522,3 +547,4 @@ def test_promises_under_random_traffic(tokenizer: Tokenizer, limits: Limits, see
     traffic = Traffic(tokenizer, limits, random.Random(seed))
     traffic.run(300)
     assert len(traffic.ended) > 50
+    assert (traffic.unread > 0) == traffic.retain

@@ -67,9 +67,15 @@ class Row:
         return len(self.job.request.prompt.ids) + len(self.tokens) - 1
 
     @property
+    def last_token(self) -> int:
+        """Before the first one is made, of a prompt that was there already, it is the prompt's own."""
+        return self.tokens[-1] if self.tokens else self.job.request.prompt.ids[-1]
+
+    @property
     def position(self) -> int:
         """The position id that it is read at."""
-        return self.job.request.prompt.position(len(self.tokens) - 1)
+        prompt = self.job.request.prompt
+        return prompt.position(len(self.tokens) - 1) if self.tokens else prompt.positions[-1]
 
     def ask(self, end_ids: tuple[int, ...]) -> Ask:
         sampling = self.job.request.sampling

@@ -176,7 +176,7 @@ class Runner:
 
     def _lead(self, plan: Plan, **pass_: Any) -> Tensor | None:
         """What a plan needs, with what is to be done in the cache before it, in all ranks."""
-        work = Work(clears=(*self._clears, *plan.clears), copies=tuple(self._copies), **pass_)
+        work = Work(clears=(*self._clears, *plan.clears), copies=(*self._copies, *plan.copies), **pass_)
         self._clears, self._copies = [], []
         if self._announce is not None:
             self._announce(work)
@@ -227,7 +227,7 @@ class Runner:
         logits = self._lead(
             plan,
             slots=tuple(row.slot for row in rows),
-            tokens=tuple(row.tokens[-1] for row in rows),
+            tokens=tuple(row.last_token for row in rows),
             columns=tuple(row.column for row in rows),
             positions=tuple(row.position for row in rows),
             trees=tuple(search.tree() for search in plan.searches),

@@ -6,16 +6,16 @@ A plan is either prompts to read or one token for every running row and beam; wi
 neither arrivals nor running rows starve. Prompts that would keep running rows waiting for long are read some layers at a time
 (slicing.py), with a step between two slices. Requests are admitted first in, first out, and only with all the slots that they
 take; a slot has place for the longest sequence, so nothing that was admitted is ever preempted. The alternatives of a request
-are admitted together, their prompt is read once; so is that of a beam search, whose beams share its slots. `cancel`, called
+are admitted together, their prompt is read once; so is that of a beam search, whose beams share its slots. A prompt that a free
+slot still holds (slots.py) isn't read at all: its rows run at once, beginning with the prompt's last token. `cancel`, called
 between two steps, frees the slots at once.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections import deque
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from engine.errors import GLMError
 from engine.glm.tokenizer import Tokenizer
@@ -34,6 +34,7 @@ from engine.serving.protocol import (
     check,
 )
 from engine.serving.slicing import Slicer
+from engine.serving.slots import Slots
 from engine.serving.text import TextStream
 
 
@@ -52,7 +53,8 @@ class Plan:
     of `beams`, to take one token further.
 
     Prompts are read from layer `first` up to `last`, None for the end: only there anything comes of it. clears: slots of a
-    reading that was given up; what was written there may be no number.
+    reading that was given up; what was written there may be no number. begun: jobs that this plan is the first of; copies: of a
+    prompt in the cache, for the rows of a job that found it there: (source slot, target slot, columns).
     """
 
     prompts: tuple[Job, ...] = ()
@@ -61,6 +63,8 @@ class Plan:
     first: int = 0
     last: int | None = None
     clears: tuple[int, ...] = ()
+    begun: tuple[Job, ...] = ()
+    copies: tuple[tuple[int, int, int], ...] = ()
 
     def sampled_rows(self) -> list[Row]:
         """Rows that get a token in this step, in the order of their choices."""
@@ -82,7 +86,7 @@ class Plan:
 class Scheduler:
     """See the module. `queue`: requests that may wait here; `prefill_tokens`: prompts are read together up to this many
     tokens in one step (a longer one is read alone); `slicer`: how long running rows may wait for that, None as long as it
-    takes."""
+    takes; `retain`: prompts that free slots still hold aren't read again."""
 
     def __init__(
         self,
@@ -92,6 +96,7 @@ class Scheduler:
         queue: int = 1024,
         prefill_tokens: int = 512,
         slicer: Slicer | None = None,
+        retain: bool = False,
     ) -> None:
         self._limits, self._tokenizer = limits, tokenizer
         self._queue_limit, self._prefill_tokens, self._slicer = queue, prefill_tokens, slicer
@@ -102,7 +107,9 @@ class Scheduler:
         self._jobs: dict[str, Job] = {}  # admitted, by request id
         self._running: list[Row] = []  # read their prompt and not finished, by slot
         self._searching: list[Job] = []  # the same
-        self._free = list(range(limits.slots))  # a heap: low slots first keeps the batch in few contiguous pieces
+        self._free = Slots(limits.slots, retain=retain)
+        self._begun: list[Job] = []  # with the next plan
+        self._copies: list[tuple[int, int, int]] = []  # the same
         self._decode_next = False
 
     @property
@@ -144,12 +151,11 @@ class Scheduler:
         """The next step, or None when there is nothing to do."""
         running = bool(self._running or self._searching)
         if running and (self._decode_next or not (self._reading or self._admissible())):
-            self._decode_next = False
-            return Plan(rows=tuple(self._running), beams=tuple(self._searching), clears=self._cleared())
+            return self._step()
         if not self._reading:
             self._reading, self._layer = tuple(self._admit()), 0
-            if not self._reading:
-                return None
+            if not self._reading:  # nothing came, or only what needn't be read
+                return self._step() if self._running else None
             if self._slicer is not None:
                 self._slicer.begin(sum(_tokens(job.request) for job in self._reading))
         self._decode_next = True
@@ -157,7 +163,7 @@ class Scheduler:
         if running and self._slicer is not None:
             until = self._slicer.until(first)
             last = until if until < self._slicer.layers else None
-        return Plan(prompts=self._reading, first=first, last=last, clears=self._cleared())
+        return Plan(prompts=self._reading, first=first, last=last, **self._news())
 
     def measured(self, plan: Plan, seconds: float) -> None:
         """How long a plan took."""
@@ -168,9 +174,15 @@ class Scheduler:
         else:
             self._slicer.stepped(seconds)
 
-    def _cleared(self) -> tuple[int, ...]:
-        slots, self._clears = tuple(self._clears), []
-        return slots
+    def _step(self) -> Plan:
+        self._decode_next = False
+        return Plan(rows=tuple(self._running), beams=tuple(self._searching), **self._news())
+
+    def _news(self) -> dict[str, Any]:
+        """What waited for the next plan."""
+        news = {"clears": tuple(self._clears), "begun": tuple(self._begun), "copies": tuple(self._copies)}
+        self._clears, self._begun, self._copies = [], [], []
+        return news
 
     def _admissible(self) -> bool:
         return bool(self._waiting) and self._waiting[0].slots(self._limits.positions) <= len(self._free)
@@ -186,7 +198,9 @@ class Scheduler:
             self._waiting.popleft()
             job = Job(request)
             columns = self._limits.positions
-            slots = tuple(heapq.heappop(self._free) for _ in range(request.slots(columns)))
+            continued = request.sampling.beams is None and not request.choices
+            slots, held = self._free.take(request.slots(columns), request.prompt if continued else None)
+            self._begun.append(job)
             if request.sampling.beams is not None and not request.choices:
                 job.search = BeamSearch(request, slots, columns, self._tokenizer.end_ids, self._tokenizer)
             else:
@@ -194,7 +208,12 @@ class Scheduler:
                     text = TextStream(self._tokenizer, request.sampling.stop, request.first_of_text)
                     job.rows.append(Row(job, alternative, slot, text))
             self._jobs[request.id] = job
-            jobs.append(job)
+            if held:
+                tokens -= _tokens(request)
+                self._copies += [(slots[0], slot, len(request.prompt.ids)) for slot in slots[1:]]
+                self._running = sorted((*self._running, *job.rows), key=lambda row: row.slot)
+            else:
+                jobs.append(job)
         return jobs
 
     def book(self, plan: Plan, outcome: Outcome) -> Step:
@@ -217,7 +236,7 @@ class Scheduler:
                 continue
             self._book_token(row, choice, step)
             if row.reason is not None:
-                heapq.heappush(self._free, row.slot)
+                self._free.give(row.slot, job.request.prompt)
                 if all(other.reason is not None for other in job.rows):
                     del self._jobs[job.request.id]
                     results = tuple(other.result() for other in job.rows)
@@ -291,14 +310,16 @@ class Scheduler:
         return Finished(request.id, tuple(results), 1)
 
     def _fail(self, job: Job, step: Step) -> None:
-        self._drop(job)
+        self._drop(job, sound=False)
         message = "The model gave infinite or undefined numbers for this text."
         step.ends.append(Failed(job.request.id, GLMError("non_finite_logits", message)))
 
-    def _drop(self, job: Job) -> None:
+    def _drop(self, job: Job, *, sound: bool = True) -> None:
+        """sound: what its rows have read is in order."""
         del self._jobs[job.request.id]
+        read = {row.slot for row in job.rows if row.tokens} if sound else ()
         for slot in job.held_slots():
-            heapq.heappush(self._free, slot)
+            self._free.give(slot, job.request.prompt if slot in read else None)
         self._running = [row for row in self._running if row.job is not job]
         self._searching = [other for other in self._searching if other is not job]
 

@@ -90,7 +90,9 @@ def load(options: Options, announce: Callable[[Work], None]) -> Engine:
     )
     # With streamed layers every slice and every step between would read all of them again.
     slicer = Slicer(config.layers, options.gap_seconds) if options.gap_seconds and options.offload == "none" else None
-    scheduler = Scheduler(limits, tokenizer, prefill_tokens=options.prefill_tokens, slicer=slicer)
+    # A step's kernels sum in another order than a reading's: what must be the same to the bit is read again.
+    retain = not options.batch_invariant
+    scheduler = Scheduler(limits, tokenizer, prefill_tokens=options.prefill_tokens, slicer=slicer, retain=retain)
     sampler = Sampler(config.vocabulary, never_generated(tokenizer, config.vocabulary), tokenizer.eop, model.device)
     return Engine(limits, scheduler, runner, sampler, tokenizer.end_ids)
 
@@ -181,7 +183,7 @@ def serve(engine: Engine, inbox: queue.SimpleQueue, connection: Connection) -> N
             receive(scheduler, inbox.get(), news)
         plan = scheduler.plan()
         if plan is not None:
-            news.started += [job.request.id for job in plan.prompts if plan.first == 0]
+            news.started += [job.request.id for job in plan.begun]
         if news:
             connection.send(news)
         if plan is None:
