@@ -17,8 +17,11 @@ from app.settings import Settings, WrongSetting
 
 if TYPE_CHECKING:
     import uvicorn
+    from fastapi import FastAPI
 
     from app.service import Service
+    from engine.serving.pool import Pool
+    from storage import Database
 
 STOP_SECONDS = 5  # how long open connections may take to end
 
@@ -60,11 +63,8 @@ def main(arguments: list[str]) -> int:
     except (GLMError, StorageError) as error:
         sys.stderr.write(f"{error}\n")
         return 2
-    from app.main import create_app
-
-    app = create_app(settings, pool, database)
     try:
-        if not asyncio.run(_serve(settings, listener, app)):
+        if not asyncio.run(_serve(settings, listener, pool, database)):
             return 2
     except StorageError as error:
         sys.stderr.write(f"{error}\n")
@@ -102,12 +102,27 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-async def _serve(settings: Settings, listener: socket.socket, app: object) -> bool:
+async def _prepared(settings: Settings, pool: Pool, database: Database) -> FastAPI:
+    """The application, its database ready. The model's processes start while the page is imported: both take seconds."""
+    pool.launch()
+    try:
+        from app.main import create_app, import_gradio
+
+        await asyncio.to_thread(import_gradio)
+        app = create_app(settings, pool, database)
+        await app.state.service.prepare()
+    except BaseException:
+        await pool.stop()
+        raise
+    return app
+
+
+async def _serve(settings: Settings, listener: socket.socket, pool: Pool, database: Database) -> bool:
     """False if it ended because the machine has no room for the model, which the log says with a table."""
     import uvicorn
 
-    service: Service = app.state.service  # type: ignore[attr-defined]
-    await service.prepare()
+    app = await _prepared(settings, pool, database)
+    service: Service = app.state.service
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:

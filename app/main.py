@@ -8,10 +8,12 @@ Order matters: own routes first, then static files, then the Gradio page at `/`,
 from __future__ import annotations
 
 import asyncio
+import importlib
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from fastapi import FastAPI, WebSocket
@@ -79,10 +81,14 @@ def create_app(settings: Settings, pool: Pool, database: Database, *, page: bool
     return app
 
 
-def _mount_page(app: FastAPI, service: Service) -> None:
+def import_gradio() -> ModuleType:
+    """It takes seconds; may be done in a thread, before `create_app`."""
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-    import gradio
+    return importlib.import_module("gradio")
 
+
+def _mount_page(app: FastAPI, service: Service) -> None:
+    gradio = import_gradio()
     from app.ui import playground
 
     # Gradio asks for files of its own under the same path, so they stand behind ours.

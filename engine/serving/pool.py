@@ -102,12 +102,18 @@ class Pool:
         self._row_seconds: float | None = None  # measured: how long a request keeps its slots
         self.limits: Limits | None = None
 
-    async def start(self) -> None:
-        """Start the replicas, one after the other; returns when the first is ready. GLMError if it can't be."""
+    def launch(self) -> None:
+        """Begin to start the replicas, one after the other, in the running loop; `start` waits for them."""
         assert self._first_news is None, "a pool is started once"
-        timeout = self._start_timeout or loading_seconds(self._model)
         self._first_news = asyncio.get_running_loop().create_future()
         self._tasks = [asyncio.create_task(member.live()) for member in self._members]
+
+    async def start(self) -> None:
+        """Start the replicas, if they aren't launched; returns when the first is ready. GLMError if it can't be."""
+        if self._first_news is None:
+            self.launch()
+        assert self._first_news is not None
+        timeout = self._start_timeout or loading_seconds(self._model)
         try:
             await asyncio.wait_for(self._first_news, timeout)
         except TimeoutError as error:

@@ -34,7 +34,7 @@ from engine.serving.worker import choose_device
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PREFILLS = 5  # of which the median counts
-_GREEDY = Ask(0.0, 0, 1.0, 1.0, (), (), 0.0, 0)
+GREEDY = Ask(0.0, 0, 1.0, 1.0, (), (), 0.0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,18 +139,18 @@ def prefill_seconds(model: GLM, prompt: int) -> tuple[float, float]:
         if model.device.type != "cpu":
             torch.accelerator.synchronize()
         whole.append(time.perf_counter() - began)
-        sampler(logits, [_GREEDY])
+        sampler(logits, [GREEDY])
         first.append(time.perf_counter() - began)
     return statistics.median(whole[1:]), statistics.median(first[1:])
 
 
-def step_seconds(model: GLM, batch: int, prompt: int, new: int) -> float:
+def step_seconds(model: GLM, batch: int, prompt: int, new: int, ask: Ask = GREEDY) -> float:
     """The median step with all rows behind the same prompt, which is read once."""
     runner = Runner(model, batch, prompt + new + 2)
     sampler = Sampler(model.config.vocabulary, (), 0, model.device)
     state = runner.read(random_readings(model, 1, prompt))
     runner.advance(state)
-    tokens = [choice.token for choice in sampler(runner.logits(state), [_GREEDY])] * batch
+    tokens = [choice.token for choice in sampler(runner.logits(state), [ask])] * batch
     for slot in range(1, batch):
         runner.cache.copy(0, slot, prompt + 1)
     seconds = []
@@ -159,7 +159,7 @@ def step_seconds(model: GLM, batch: int, prompt: int, new: int) -> float:
         columns = [prompt + 1 + step] * batch
         state = runner.step(range(batch), tokens, columns, columns)
         runner.advance(state)
-        choices = sampler(runner.logits(state), [_GREEDY] * batch)
+        choices = sampler(runner.logits(state), [ask] * batch)
         tokens = [choice.token for choice in choices]
         seconds.append(time.perf_counter() - began)
     if not all(choice.finite for choice in choices):
