@@ -259,11 +259,11 @@ def _write(
 
 
 def _dtype(options: argparse.Namespace) -> torch.dtype:
-    import torch
+    from engine.glm.precision import DTYPES
 
     if options.precision is None:
         options.precision = "bf16" if options.quantize else "fp32"
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
+    return DTYPES[options.precision]
 
 
 def _tell(text: str) -> None:

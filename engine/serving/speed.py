@@ -20,9 +20,11 @@ from engine.errors import GLMError
 from engine.glm import checkpoint
 from engine.glm.allocator import keep_freed_memory
 from engine.glm.config import EMBEDDED, PRESETS, SERVED_QUANTIZATIONS, W8A8, resolve_model
+from engine.glm.forward_flops import forward_flops
 from engine.glm.machine import Machine
 from engine.glm.model import GLM
 from engine.glm.packed import pack
+from engine.glm.precision import DTYPES
 from engine.glm.prepacked import prepack, weight_bytes
 from engine.glm.random_layers import fill
 from engine.serving.bench import cache_bytes, check_memory, peak_memory, random_readings
@@ -32,7 +34,6 @@ from engine.serving.runner import Runner
 from engine.serving.sampling import Sampler
 from engine.serving.worker import choose_device
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _PREFILLS = 5  # of which the median counts
 GREEDY = Ask(0.0, 0, 1.0, 1.0, (), (), 0.0, 0)
 
@@ -69,7 +70,7 @@ def load(preset: str | None, folder: str | None, precision: str) -> GLM:
     GLMError: overloaded without the memory; those of checkpoint.load.
     """
     kind = precision if precision in SERVED_QUANTIZATIONS else None
-    dtype = torch.float32 if kind == W8A8 else _DTYPES["bf16" if kind else precision]
+    dtype = torch.float32 if kind == W8A8 else DTYPES["bf16" if kind else precision]
     device = choose_device(0, 1)
     if folder is not None:
         model = checkpoint.load(resolve_model(folder), dtype=dtype, device=device, quantize=kind)
@@ -113,9 +114,7 @@ def measure(
     if model.head is not None:  # of the plain embedding a step reads a few rows only
         weights -= model.word_embeddings.weight.nbytes
     prefill, first = prefill_seconds(model, prompt)
-    config = model.config
-    needed = 2 * config.layers * (4 * config.hidden**2 + 3 * config.hidden * config.inner) * (prompt + 1)
-    needed += 4 * config.layers * config.hidden * (prompt + 1) ** 2 + 2 * config.vocabulary * config.hidden
+    needed = forward_flops(model.config, prompt + 1, 1, (prompt + 1) ** 2)
     decode = []
     for batch in batches:
         seconds = step_seconds(model, batch, prompt, new)

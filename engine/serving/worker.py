@@ -103,12 +103,13 @@ def load_runner(options: Options, announce: Callable[[Work], None] | None = None
 
     from engine.glm import checkpoint, offload, parallel
     from engine.glm.config import resolve_model
+    from engine.glm.precision import DTYPES
     from engine.glm.prepacked import prepack
     from engine.serving.runner import Runner
 
     torch.set_num_threads(options.threads)
     device = choose_device(options.device, options.tensor_parallel)
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[options.precision]
+    dtype = DTYPES[options.precision]
     folder = resolve_model(options.folder)
     budget = check_memory(options, device)
     ranks = parallel.SINGLE

@@ -18,14 +18,13 @@ from engine.glm import blanks, checkpoint
 from engine.glm.config import Config, check_split
 from engine.glm.filling import Filling
 from engine.glm.model import GLM
+from engine.glm.precision import DTYPES
 from engine.glm.prepacked import weight_bytes
 from engine.glm.tokenizer import Tokenizer
 from engine.serving.pool import Pool
 from engine.serving.worker import choose_device
 from engine.training.measures import text_nats
 from engine.training.report import ask, plain
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,25 +12,14 @@ from __future__ import annotations
 import numpy
 
 from engine.glm.config import Config
+from engine.glm.forward_flops import forward_flops
 
 
 def training_flops(config: Config, tokens: int, target_tokens: int, attended: int) -> int:
-    """Floating point operations of forward and backward of a step, a multiplication and an addition counted as two.
-
-    matrices of the layers   6 * parameters * tokens             2 forward, 4 backward: by the input and by the weight
-    attention                12 * layers * hidden * attended     query times key and weights times value: 4 forward, 8 backward
-    logits                   6 * vocabulary * hidden * target_tokens     they are made only where a target is
-
-    attended: the sum of squared lengths of what attends to itself, see `attended`. Sources: Kaplan et al., arXiv 2001.08361,
-    table 1; Chowdhery et al., arXiv 2204.02311, appendix B, which counts masked pairs in full, as here.
+    """Floating point operations of forward and backward of a step: the backward pass needs each product twice, by the input and by
+    the weight. Logits are made only where a target is. attended: see `attended`.
     """
-    # query_key_value and dense; dense_h_to_4h with its two halves and dense_4h_to_h
-    matrices = config.layers * (4 * config.hidden**2 + 3 * config.hidden * config.inner)
-    return (
-        6 * matrices * tokens
-        + 12 * config.layers * config.hidden * attended
-        + 6 * config.vocabulary * config.hidden * target_tokens
-    )
+    return 3 * forward_flops(config, tokens, target_tokens, attended)
 
 
 def attended(document: numpy.ndarray) -> int:
