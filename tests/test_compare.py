@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from engine.errors import GLMError
 from engine.glm import checkpoint
 from engine.glm.config import Config
+from engine.glm.eight_bit import can_multiply
 from engine.glm.quantize_folder import quantize_folder
 from engine.glm.tokenizer import Tokenizer
 from engine.training.quality import compare, perplexity
@@ -60,6 +61,16 @@ def test_questions_are_asked_of_the_quantised_model(embedded: Path) -> None:
     ]
     [found] = compare(embedded, ["int8"], ["bf16"], None, questions)
     assert (found.weights, found.precision, found.right, found.perplexity) == ("int8", "bf16", 3, None)
+    assert found.agreement is None
+
+
+def test_agreement_is_with_the_first_form(embedded: Path) -> None:
+    text = "The capital of France is Paris. 法国的首都是巴黎。" * 8
+    kinds = [None, "int8", "int4", "w8a8"] if can_multiply(torch.device("cpu")) else [None, "int8", "int4"]
+    found = {one.weights: one.agreement for one in compare(embedded, kinds, ["fp32"], text, [])}
+    assert found["plain"] == 1
+    assert all(0.8 < agreement <= 1 for agreement in found.values())
+    assert found["int4"] < found["plain"]
 
 
 @pytest.mark.parametrize(
@@ -84,9 +95,10 @@ def test_the_command_prints_a_table(tiny_model_folder: Path, tmp_path: Path) -> 
     ran = command("--model", tiny_model_folder, *files, "--kinds", "int4-g32")
     assert ran.returncode == 0, ran.stderr
     head, line, plain, quantised = ([cell.strip() for cell in row.split("|")[1:-1]] for row in ran.stdout.splitlines())
-    assert len(head) == len(line) == len(plain) == len(quantised) == 5
+    assert len(head) == len(line) == len(plain) == len(quantised) == 6
     assert (plain[:2], quantised[:2]) == (["plain", "fp32"], ["int4-g32", "fp32"])
-    assert plain[4] in ("0 of 1", "1 of 1") and plain[3] != quantised[3]
+    assert plain[5] in ("0 of 1", "1 of 1") and plain[3] != quantised[3]
+    assert plain[4] == "100.0%" and 0 < float(quantised[4].rstrip("%")) <= 100
     model, tokenizer = checkpoint.load(tiny_model_folder), Tokenizer.load(tiny_model_folder)
     assert plain[3] == f"{perplexity(model, tokenizer.encode_plain(TEXT), tokenizer):.4g}"
 

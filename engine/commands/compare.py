@@ -2,8 +2,9 @@
 
     python -m engine compare --model embedded --kinds int8 int4 int4-g32 --text held-out.txt --questions held_out.jsonl
 
-Perplexity is a token's, on a text in UTF-8. Questions are JSON lines, {"question", "answer"} for chat or {"text", "answers"}
-with blanks; they are asked with temperature 0, and an answer counts if it is the right one word for word.
+Perplexity is a token's, on a text in UTF-8; "same tokens" says how often the most likely token there is that of the first row.
+Questions are JSON lines, {"question", "answer"} for chat or {"text", "answers"} with blanks; they are asked with temperature 0,
+and an answer counts if it is the right one word for word.
 Exit status: 0, 1 when the machine fails, 2 for a mistake in the arguments, the model or the files.
 """
 
@@ -59,14 +60,16 @@ def _compare(options: argparse.Namespace) -> int:
 
     from engine.training.quality import compare
 
-    header = "| weights | computing in | in memory | perplexity | answered exactly |\n|---|---|---:|---:|---:|\n"
+    header = "| weights | computing in | in memory | perplexity | same tokens | answered exactly |\n"
+    header += "|---|---|---:|---:|---:|---:|\n"
     for found in compare(folder, [None, *options.kinds], options.precisions, text, questions):
         sys.stdout.write(header)
         header = ""
         perplexity = "" if found.perplexity is None else f"{found.perplexity:.4g}"
+        agreement = "" if found.agreement is None else f"{found.agreement:.1%}"
         right = "" if found.right is None else f"{found.right} of {len(questions)}"
         sys.stdout.write(
-            f"| {found.weights} | {found.precision} | {format_size(found.nbytes)} | {perplexity} | {right} |\n"
+            f"| {found.weights} | {found.precision} | {format_size(found.nbytes)} | {perplexity} | {agreement} | {right} |\n"
         )
         sys.stdout.flush()
     return 0

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from engine.glm import blanks, checkpoint
@@ -101,12 +102,18 @@ def _samples(row: dict, config: Config, tokenizer: Tokenizer) -> list[Sample]:
 
 
 def text_nats(model: GLM, ids: Sequence[int], tokenizer: Tokenizer) -> float:
-    """-log of the probability of a text's ids, in windows of as many as the model takes, each behind a [gMASK] of its own."""
+    """-log of the probability of a text's ids, see `text_scores`."""
+    return text_scores(model, ids, tokenizer)[0]
+
+
+def text_scores(model: GLM, ids: Sequence[int], tokenizer: Tokenizer) -> tuple[float, Tensor]:
+    """-log of the probability of a text's ids, in windows of as many as the model takes, each behind a [gMASK] of its own; and the
+    model's most likely id in the place of each."""
     room = model.config.positions - 2  # [gMASK] and sop
     windows = (ids[first : first + room] for first in range(0, len(ids), room))
-    return sum(
-        sample_nats(model, _without_end(blanks.layout((tokenizer.gmask,), [(0, ids)], tokenizer))) for ids in windows
-    )
+    samples = (_without_end(blanks.layout((tokenizer.gmask,), [(0, ids)], tokenizer)) for ids in windows)
+    nats, likeliest = zip(*(_scores(model, sample) for sample in samples), strict=True)
+    return sum(nats), torch.cat(likeliest)
 
 
 def _without_end(sample: Sample) -> Sample:
@@ -114,9 +121,13 @@ def _without_end(sample: Sample) -> Sample:
     return Sample(sample.ids[:-1], sample.positions[:-1], sample.targets[:-1], sample.context_length)
 
 
-@torch.inference_mode()
 def sample_nats(model: GLM, sample: Sample) -> float:
     """-log of the probability of a sequence's targets."""
+    return _scores(model, sample)[0]
+
+
+@torch.inference_mode()
+def _scores(model: GLM, sample: Sample) -> tuple[float, Tensor]:
     ids, positions, targets = (
         torch.tensor(numbers, device=model.device) for numbers in (sample.ids, sample.positions, sample.targets)
     )
@@ -124,4 +135,5 @@ def sample_nats(model: GLM, sample: Sample) -> float:
     attention = MaskedAttention(prefix_visible(len(sample.ids), context))
     hidden = model.run(model.embed(ids[None]), model.rotary(positions[None]), attention)[0]
     asked = targets >= 0
-    return float(F.cross_entropy(model.logits(hidden[asked]).float(), targets[asked], reduction="sum"))
+    logits = model.logits(hidden[asked]).float()
+    return float(F.cross_entropy(logits, targets[asked], reduction="sum")), logits.argmax(dim=-1)

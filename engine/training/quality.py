@@ -23,18 +23,20 @@ from engine.glm.prepacked import weight_bytes
 from engine.glm.tokenizer import Tokenizer
 from engine.serving.pool import Pool
 from engine.serving.worker import choose_device
-from engine.training.measures import text_nats
+from engine.training.measures import text_nats, text_scores
 from engine.training.report import ask, plain
 
 
 @dataclass(frozen=True, slots=True)
 class Quality:
-    """Of one form of a model's weights. perplexity: a token's, None without a text; right: None without questions."""
+    """Of one form of a model's weights. perplexity: a token's, agreement: the share of the text's tokens in whose place the most
+    likely one is that of the first form measured; None without a text. right: None without questions."""
 
     weights: str
     precision: str
     nbytes: int  # of all weights in memory
     perplexity: float | None
+    agreement: float | None
     right: int | None
 
 
@@ -54,14 +56,20 @@ def compare(
     if ids is not None and len(ids) < 2:
         raise GLMError("bad_data", "The text has less than two tokens.", field="text")
     stored = config.quantization.name if config.quantization else "plain"
+    first: torch.Tensor | None = None
     for precision in precisions:
         for kind in kinds:
             model = checkpoint.load(folder, dtype=DTYPES[precision], device=choose_device(0, 1), quantize=kind)
             nbytes = weight_bytes(model)
-            found = None if ids is None else perplexity(model, ids, tokenizer)
+            found = agreement = None
+            if ids is not None:
+                nats, likeliest = text_scores(model, ids, tokenizer)
+                found = math.exp(nats / len(ids))
+                first = likeliest if first is None else first
+                agreement = float((likeliest == first).double().mean())
             del model
             right = asyncio.run(_right(folder, tokenizer, config, asked, precision, kind)) if asked else None
-            yield Quality(kind or stored, precision, nbytes, found, right)
+            yield Quality(kind or stored, precision, nbytes, found, agreement, right)
 
 
 @torch.inference_mode()
