@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -21,22 +22,37 @@ from pathlib import Path
 
 from websockets.asyncio.client import connect
 
+from engine.glm.allocator import with_large_pages
 from tests.server import Program
 
 ROWS, NEW = 16, 300
 TEXT = "Once upon a time there was a king who had three sons, and the youngest of them"
 BARE = """
-import sys, torch
+import sys, time, torch
 from engine.glm.allocator import keep_freed_memory
+from engine.serving.bench import random_readings
 from engine.serving.job import Ask
-from engine.serving.speed import load, step_seconds
+from engine.serving.runner import Runner
+from engine.serving.sampling import Sampler
+from engine.serving.speed import load
 
-torch.set_num_threads(int(sys.argv[1]))
+threads, rows, new = map(int, sys.argv[1:])
+torch.set_num_threads(threads)
 model = load(None, "embedded", "fp32")
 keep_freed_memory()
-ask = Ask(1.0, 50, 1.0, 1.0, (), (), 0.3, 0)
+runner = Runner(model, rows, model.config.positions)
+sampler = Sampler(model.config.vocabulary, (), 0, model.device)
+asks = [Ask(1.0, 50, 1.0, 1.0, (), (), (row + 0.5) / rows, 0) for row in range(rows)]
 for line in sys.stdin:
-    print(step_seconds(model, int(sys.argv[2]), 24, int(sys.argv[3]), ask), flush=True)
+    state = runner.read(random_readings(model, rows, 24))
+    runner.advance(state)
+    tokens = [choice.token for choice in sampler(runner.logits(state), asks)]
+    began = time.perf_counter()
+    for column in range(25, 25 + new - 1):
+        state = runner.step(range(rows), tokens, [column] * rows, [column] * rows)
+        runner.advance(state)
+        tokens = [choice.token for choice in sampler(runner.logits(state), asks)]
+    print((time.perf_counter() - began) / (new - 1), flush=True)
 """
 
 
@@ -80,6 +96,7 @@ def main(arguments: list[str]) -> int:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            env=with_large_pages(os.environ),  # as the server's worker has it
         )
         assert bare.stdin is not None and bare.stdout is not None
         try:
