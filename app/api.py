@@ -17,7 +17,7 @@ from starlette.routing import Match
 
 from app.access import check_origin, visitor_of
 from app.errors import Problem, problem
-from app.schemas import COMMENT_CHARACTERS, FeedbackBody, read_json, validated
+from app.schemas import COMMENT_CHARACTERS, FeedbackBody, TitleBody, read_json, validated
 from app.service import Service
 from storage import StorageError
 from storage.models import Conversation as ConversationRow
@@ -25,6 +25,7 @@ from storage.models import Run as RunRow
 
 BODY_BYTES = 64 * 1024 + 6 * COMMENT_CHARACTERS
 _FEEDBACK: TypeAdapter[FeedbackBody] = TypeAdapter(FeedbackBody)
+_TITLE: TypeAdapter[TitleBody] = TypeAdapter(TitleBody)
 _STATUS_KINDS = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
@@ -58,10 +59,16 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/api/conversations")
     async def conversations(
-        request: Request, limit: int = Query(50, ge=1, le=200), after: str | None = None, kind: str | None = None
+        request: Request,
+        limit: int = Query(50, ge=1, le=200),
+        after: str | None = None,
+        kind: str | None = None,
+        q: str | None = Query(None, max_length=200),
     ) -> dict[str, Any]:
-        """The visitor's conversations, the last used first; `next` goes into `after` for the next page."""
-        page = await service.record.list_conversations(visitor_of(request).id, kind=kind, limit=limit, after=after)
+        """The visitor's conversations, the last used first; `next` goes into `after` for the next page. `q`: words that the title
+        or an answer contains."""
+        visitor = visitor_of(request).id
+        page = await service.record.list_conversations(visitor, kind=kind, words=q, limit=limit, after=after)
         return {"conversations": [_conversation(row) for row in page.rows], "next": page.next}
 
     @router.get("/api/conversations/{conversation}")
@@ -69,6 +76,21 @@ def routes(service: Service) -> APIRouter:
         """One conversation of this visitor with its runs in order of time."""
         row = await service.record.get_conversation(conversation, visitor_of(request).id)
         return _conversation(row) | {"runs": [_run(run) for run in row.runs]}
+
+    @router.patch("/api/conversations/{conversation}")
+    async def rename(conversation: str, request: Request) -> dict[str, Any]:
+        """Give one of this visitor's conversations another title: {"title"}. JSON from this site's pages only."""
+        check_origin(request, service.settings.allowed_origins)
+        body: TitleBody = validated(_TITLE, await _json_body(request))
+        await service.record.rename_conversation(conversation, visitor_of(request).id, body.title)
+        return {"id": conversation, "title": body.title}
+
+    @router.delete("/api/conversations/{conversation}", status_code=204)
+    async def forget(conversation: str, request: Request) -> Response:
+        """Delete one of this visitor's conversations with all its texts. From this site's pages only."""
+        check_origin(request, service.settings.allowed_origins)
+        await service.record.delete_conversation(conversation, visitor_of(request).id)
+        return Response(status_code=204)
 
     @router.post("/api/feedback")
     async def feedback(request: Request) -> dict[str, Any]:

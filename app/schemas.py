@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator
 
 from app.errors import Problem
 
@@ -26,6 +26,7 @@ ALTERNATIVES = 8
 BEAMS = 16
 SEED_MAXIMUM = 2**53 - 1  # what JavaScript can hold without rounding
 COMMENT_CHARACTERS = 5000
+TITLE_CHARACTERS = 200
 ID_CHARACTERS = 128
 NAME_CHARACTERS = 100  # of a field's name, where an answer repeats it
 
@@ -146,6 +147,12 @@ class FeedbackBody(Body):
     run: RunId
     rating: Literal[-1, 0, 1] | None = None
     comment: Annotated[str, Field(max_length=COMMENT_CHARACTERS)] | None = None
+
+
+class TitleBody(Body):
+    """A conversation's new title."""
+
+    title: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=TITLE_CHARACTERS)]
 
 
 def read_message(text: str) -> Task | Cancel | Resume:

@@ -9,11 +9,11 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, delete, insert, select, tuple_, update
+from sqlalchemy import ColumnElement, delete, exists, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import selectinload
+from sqlalchemy.orm import InstrumentedAttribute, selectinload
 
 from storage.database import Database
 from storage.errors import StorageError
@@ -112,9 +112,16 @@ class Conversations:
         return await self.database.read(work)
 
     async def list_conversations(
-        self, visitor: str, *, kind: str | None = None, limit: int = 50, after: str | None = None
+        self,
+        visitor: str,
+        *,
+        kind: str | None = None,
+        words: str | None = None,
+        limit: int = 50,
+        after: str | None = None,
     ) -> Page[Conversation]:
-        """The visitor's conversations, the last used first; `after` is the `next` of the page before.
+        """The visitor's conversations, the last used first; `after` is the `next` of the page before. words: that the title or an
+        answer contains, in either case.
 
         Raises `StorageError("not_found")` if `after` is no such value.
         """
@@ -122,6 +129,9 @@ class Conversations:
         statement = select(Conversation).where(Conversation.visitor == visitor, Conversation.deleted.is_(None))
         if kind is not None:
             statement = statement.where(Conversation.kind == kind)
+        if words:
+            said = exists().where(Run.conversation_id == Conversation.id, _contains(Run.output, words))
+            statement = statement.where(or_(_contains(Conversation.title, words), said))
         if after is not None:
             statement = statement.where(tuple_(Conversation.updated, Conversation.id) < _read_cursor(after))
         statement = statement.order_by(Conversation.updated.desc(), Conversation.id.desc()).limit(limit + 1)
@@ -139,6 +149,10 @@ def own_conversation(id: str, visitor: str | None) -> list[ColumnElement[bool]]:
     if visitor is not None:
         conditions += [Conversation.visitor == visitor, Conversation.deleted.is_(None)]
     return conditions
+
+
+def _contains(column: ColumnElement[Any] | InstrumentedAttribute[Any], words: str) -> ColumnElement[bool]:
+    return func.lower(column).contains(words.lower(), autoescape=True)
 
 
 def no_conversation() -> StorageError:

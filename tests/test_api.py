@@ -135,6 +135,44 @@ async def test_conversations_are_listed_for_their_visitor(server: Thread) -> Non
     assert server.get("/api/conversations").json() == {"conversations": [], "next": None}
 
 
+async def test_conversations_are_found_renamed_and_deleted(server: Thread, database: Path) -> None:
+    async with Client(server) as client:
+        chats = []
+        for said in ("Hello", "About 100% of Éire", "你好，世界"):
+            message = CHAT | {"messages": [{"role": "user", "content": said}]}
+            chats.append((await client.run(message))[0]["conversation"])
+        cookie = {"Cookie": client.cookie or ""}
+
+    def found(words: str) -> list[str]:
+        listed = server.get("/api/conversations", params={"q": words}, headers=cookie).json()
+        return [row["id"] for row in listed["conversations"]]
+
+    [(answer,)] = rows(database, "SELECT output FROM run WHERE conversation_id = ?", chats[0])
+    assert chats[0] in found("HELLO") and found("100%") == [chats[1]] and found("世界") == [chats[2]]
+    assert chats[0] in found(answer[:20].upper()) if answer.strip() else True
+    assert found("0%0") == [] and found("_") == [] and set(found("")) == set(chats)
+    assert server.get("/api/conversations", params={"q": "世界"}).json()["conversations"] == []
+    assert server.get("/api/conversations", params={"q": "x" * 201}, headers=cookie).status_code == 422
+
+    def change(method: str, number: int, headers: dict[str, str], **body: object) -> httpx.Response:
+        address = f"{server.http}/api/conversations/{chats[number]}"
+        return httpx.request(method, address, json=body or None, headers=headers, timeout=PATIENCE)
+
+    assert change("PATCH", 0, cookie, title="  Greetings 问候 ").json() == {"id": chats[0], "title": "Greetings 问候"}
+    assert found("问候") == [chats[0]]
+    for title, status in (("", 422), (" ", 422), ("x" * 201, 422), (7, 422)):
+        refused = change("PATCH", 0, cookie, title=title)
+        assert (refused.status_code, refused.json()["error"]["field"]) == (status, "title")
+    stranger = {"Cookie": "glm_visitor=" + "A" * 32}
+    for method, body in (("PATCH", {"title": "mine"}), ("DELETE", {})):
+        assert change(method, 0, stranger, **body).status_code == 404
+        assert change(method, 0, cookie | {"Origin": "http://evil.example"}, **body).status_code == 403
+    assert change("DELETE", 0, cookie).status_code == 204
+    assert change("DELETE", 0, cookie).status_code == 404
+    assert found("问候") == [] and set(found("")) == set(chats[1:])
+    assert rows(database, "SELECT prompt, output FROM run WHERE conversation_id = ?", chats[0]) == [(None, None)]
+
+
 def test_feedback_is_kept_changed_and_taken_back(
     server: Thread, database: Path, visit: tuple[dict[str, str], dict]
 ) -> None:

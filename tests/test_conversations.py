@@ -54,6 +54,18 @@ async def test_conversations_page_by_page(record: Record):
     assert (await record.get_conversation(ids[3], "ann")).title == "题" * 200
 
 
+async def test_conversations_that_contain_words(record: Record):
+    titles = ("A letter to Anna", "50% of it", "你好，世界", "under_score")
+    ids = {title: await record.create_conversation("ann", "chat", title) for title in titles}
+    await record.create_conversation("bob", "chat", "A letter to Anna")
+    for words, wanted in (("LETTER", titles[0]), ("50%", titles[1]), ("世界", titles[2]), ("_", titles[3])):
+        assert [row.id for row in (await record.list_conversations("ann", words=words)).rows] == [ids[wanted]]
+    assert (await record.list_conversations("ann", words="5%t")).rows == []
+    first = await record.list_conversations("ann", words="t", limit=1)
+    rest = await record.list_conversations("ann", words="t", limit=5, after=first.next)
+    assert [row.id for row in (*first.rows, *rest.rows)] == [ids[titles[1]], ids[titles[0]]]
+
+
 async def test_conversations_used_at_the_same_moment_are_paged_without_loss(record: Record):
     frozen = Record(record.database, lambda: STARTED)
     ids = {await frozen.create_conversation("ann", "chat") for _ in range(5)}
