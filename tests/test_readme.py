@@ -41,6 +41,8 @@ def test_every_flag_in_the_readme_exists() -> None:
     known = set(re.findall(r"--[a-z][a-z-]+", run("app", "--help").stdout))
     for command in SUMMARIES:
         known |= set(re.findall(r"--[a-z][a-z-]+", run("engine", command, "--help").stdout))
+    for benchmark in ("peers", "websocket", "shared_prompt"):
+        known |= set(re.findall(r"--[a-z][a-z-]+", run(f"tests.benchmarks.{benchmark}", "--help").stdout))
     known |= {"--index-url", "--reference", "--nproc-per-node"}  # pip's, pytest's, torchrun's
     known |= {"--hostfile", "--no", "--module"}  # the deepspeed launcher's (--no_local_rank)
     for command in ("migrate", "stats"):
