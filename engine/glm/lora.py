@@ -72,6 +72,9 @@ class AdaptedQuantizedLinear(_Adapted, QuantizedLinear):
         """Without the bias."""
         return super().product(states) + self.update(states)
 
+    def gated(self, states: Tensor) -> Tensor:
+        return QuantizedLinear.gated(self, states)
+
 
 _KINDS: dict[type, type] = {Linear: AdaptedLinear, QuantizedLinear: AdaptedQuantizedLinear}
 
