@@ -10,7 +10,7 @@ import torch
 
 from engine.errors import GLMError
 from engine.glm import blanks
-from engine.glm.eight_bit import can_multiply
+from engine.glm.eight_bit import has_onednn
 from engine.glm.tokenizer import Tokenizer
 from engine.serving.pool import Pool
 from engine.serving.protocol import Finished, Request, Sampling
@@ -40,7 +40,7 @@ async def finished(pool: Pool, request: Request) -> Finished:
 
 @pytest.mark.parametrize("quantize", [None, "w8a8"])
 async def test_a_pool_gives_the_same_numbers_in_any_company(folder: Path, quantize: str | None) -> None:
-    if quantize and not can_multiply(torch.device("cpu")):
+    if quantize and not has_onednn(torch.device("cpu")):
         pytest.skip("a CPU without products of 8-bit numbers")
     asked = requests(folder)
     async with Pool(folder, threads=1, slots=6, batch_invariant=True, quantize=quantize) as pool:

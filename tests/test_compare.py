@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from engine.errors import GLMError
 from engine.glm import checkpoint
 from engine.glm.config import Config
-from engine.glm.eight_bit import can_multiply
+from engine.glm.eight_bit import has_onednn
 from engine.glm.quantize_folder import quantize_folder
 from engine.glm.tokenizer import Tokenizer
 from engine.training.quality import compare, perplexity
@@ -66,7 +66,7 @@ def test_questions_are_asked_of_the_quantised_model(embedded: Path) -> None:
 
 def test_agreement_is_with_the_first_form(embedded: Path) -> None:
     text = "The capital of France is Paris. 法国的首都是巴黎。" * 8
-    kinds = [None, "int8", "int4", "w8a8"] if can_multiply(torch.device("cpu")) else [None, "int8", "int4"]
+    kinds = [None, "int8", "int4", "w8a8"] if has_onednn(torch.device("cpu")) else [None, "int8", "int4"]
     found = {one.weights: one.agreement for one in compare(embedded, kinds, ["fp32"], text, [])}
     assert found["plain"] == 1
     assert all(0.8 < agreement <= 1 for agreement in found.values())

@@ -12,7 +12,7 @@ from engine.errors import GLMError
 from engine.glm import checkpoint, lora
 from engine.glm.adapter import Lora
 from engine.glm.config import EMBEDDED, resolve_model
-from engine.glm.eight_bit import OUTSIDE, EightBitProduct, adds_exactly, can_multiply
+from engine.glm.eight_bit import OUTSIDE, EightBitProduct, adds_exactly, has_onednn
 from engine.glm.model import Linear
 from engine.glm.packed import pack
 from engine.glm.prepacked import Packed, PackedMatrix, can_pack, keeps_rows_apart, prepack, weight_bytes
@@ -20,7 +20,7 @@ from engine.glm.quantize import QuantizedLinear, dequantize_weight, quantize_wei
 
 CPU = torch.device("cpu")
 needs_packing = pytest.mark.skipif(not can_pack(torch.float32, CPU), reason="a CPU without packed products")
-needs_products = pytest.mark.skipif(not can_multiply(CPU), reason="a CPU without products of 8-bit numbers")
+needs_products = pytest.mark.skipif(not has_onednn(CPU), reason="a CPU without products of 8-bit numbers")
 SHAPES = [(96, 64), (5632, 1024), (1024, 2816), (30, 17), (1, 8)]
 
 
@@ -208,7 +208,7 @@ def test_w8a8_over_a_folder_of_int8(tmp_path: Path) -> None:
 
     assert quantize.main(["--model", "embedded", "--to", "int8", "--out", str(tmp_path / "int8")]) == 0
     assert quantize.main(["--model", "embedded", "--to", "int4", "--out", str(tmp_path / "int4")]) == 0
-    if can_multiply(CPU):
+    if has_onednn(CPU):
         model = checkpoint.load(tmp_path / "int8", quantize="w8a8")
         used = {type(module.compute) for module in model.modules() if isinstance(module, QuantizedLinear)}
         assert used == {EightBitProduct}

@@ -9,7 +9,7 @@ import torch
 
 from engine.glm import blanks, checkpoint
 from engine.glm.blanks import Prompt
-from engine.glm.eight_bit import can_multiply
+from engine.glm.eight_bit import has_onednn
 from engine.glm.model import GLM
 from engine.glm.prepacked import prepack
 from engine.glm.tokenizer import Tokenizer
@@ -235,7 +235,7 @@ def test_batched_sampling_is_sampling_alone(model: GLM, tokenizer: Tokenizer, pr
 @pytest.mark.parametrize("kind", ["packed", "w8a8", "plain", "int4 in bf16"])
 def test_batch_invariant_to_the_bit(folder: Path, tokenizer: Tokenizer, prompts: list[Prompt], kind: str) -> None:
     """Log-probabilities, too, are equal to those of a run alone, in every form of the weights."""
-    if kind == "w8a8" and not can_multiply(torch.device("cpu")):
+    if kind == "w8a8" and not has_onednn(torch.device("cpu")):
         pytest.skip("a CPU without products of 8-bit numbers")
     dtype = torch.bfloat16 if "bf16" in kind else torch.float32
     quantize = {"w8a8": "w8a8", "int4 in bf16": "int4"}.get(kind)

@@ -24,8 +24,8 @@ OUTSIDE = 8.0  # times the mean magnitude of a token's activations: 6.4 standard
 _MOST16 = 127 * 257  # 256 * 127 + 127
 
 
-def can_multiply(device: torch.device) -> bool:
-    """Whether a device has these products."""
+def has_onednn(device: torch.device) -> bool:
+    """Whether a device is an x86 CPU that oneDNN has its own products for."""
     if device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
@@ -45,7 +45,7 @@ class EightBitProduct:
 
     def __init__(self, linear: QuantizedLinear) -> None:
         weight = linear.weight
-        if linear.bits != 8 or linear.groups != 1 or not can_multiply(weight.device):
+        if linear.bits != 8 or linear.groups != 1 or not has_onednn(weight.device):
             message = "w8a8 needs weights of 8 bits with one scale a row, and an x86 CPU with AVX2 or AVX-512."
             raise GLMError("unsupported", message, field="quantize")
         self.rows, self.columns = linear.rows, linear.columns

@@ -40,10 +40,11 @@ def rotary_table(positions: Tensor, head_dim: int, precision: str) -> Rotary:
 
 
 def rotate(states: Tensor, rotary: Rotary) -> Tensor:
-    """Rotate (batch, length, ..., head_dim) by the tables of `GLM.rotary`."""
+    """Rotate (batch, length, heads, head_dim) by the tables of `GLM.rotary`."""
     cos, signed_sin = rotary
     first, second = states.chunk(2, dim=-1)
-    return states * cos + torch.cat((second, first), dim=-1) * signed_sin
+    # In place: of a long prompt these are among the largest tensors there are.
+    return (states * cos).add_(torch.cat((second, first), dim=-1).mul_(signed_sin))
 
 
 # Weights are not drawn when a module is made: `initialise` or checkpoint.load writes every one of them, and drawing 130
@@ -113,8 +114,8 @@ class SelfAttention(nn.Module):
         batch, length, _ = states.shape
         # (batch, length, heads, 3, head_dim): the three parts of a head lie side by side
         mixed = self.query_key_value(self.ranks.enter(states)).view(batch, length, -1, 3, self.head_dim)
-        query, key = rotate(mixed[:, :, :, :2], rotary).unbind(3)
-        context = attention(self.layer, query, key, mixed[:, :, :, 2])
+        query, key, value = mixed.unbind(3)
+        context = attention(self.layer, rotate(query, rotary), rotate(key, rotary), value)
         return summed(self.dense, context.reshape(batch, length, -1), self.ranks, residual)
 
 
@@ -204,12 +205,10 @@ class GLM(nn.Module):
 
     def rotary(self, positions: Tensor) -> Rotary:
         """What `rotate` takes for positions (batch, length): cos, and sin with the sign of its half, in the type of the hidden
-        states; each (batch, length, 1, 1, head_dim)."""
+        states; each (batch, length, 1, head_dim)."""
         cos, sin = rotary_table(positions, self.config.head_dim, self.config.rotary_precision)
         first, second = sin.chunk(2, dim=-1)
-        cos, signed_sin = (
-            table[:, :, None, None].to(self.dtype) for table in (cos, torch.cat((-first, second), dim=-1))
-        )
+        cos, signed_sin = (table[:, :, None].to(self.dtype) for table in (cos, torch.cat((-first, second), dim=-1)))
         return cos, signed_sin
 
     def ready_layers(self, first: int, last: int | None) -> Iterable[Layer]:

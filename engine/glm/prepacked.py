@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.glm.eight_bit import EightBitProduct
+from engine.glm.eight_bit import EightBitProduct, has_onednn
 from engine.glm.model import GLM, Linear
 from engine.glm.projection import Projection
 from engine.glm.quantize import QuantizedLinear
@@ -24,9 +24,7 @@ _EXPECTED_ROWS = 16
 
 def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether matrices of a type on a device have a packed form."""
-    if dtype != torch.float32 or device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    return torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return dtype == torch.float32 and has_onednn(device)
 
 
 class PackedMatrix:

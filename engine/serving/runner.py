@@ -22,6 +22,8 @@ from engine.serving.sampling import Sampler
 from engine.serving.scheduler import Outcome, Plan
 from engine.serving.work import Reading, Tree, Work
 
+_Token = tuple[int, int, int, int]  # of a step: its slot, itself, its column and its position
+
 
 @dataclass(slots=True)
 class Part:
@@ -108,25 +110,19 @@ class Runner:
 
         Logits: (rows, vocabulary), the trees' behind the others.
         """
+        rows: list[_Token] = list(zip(slots, tokens, columns, positions, strict=True))
         if self._one_by_one:
-            rows = zip(slots, tokens, columns, positions, strict=True)
-            parts = [self._step_together([slot], [token], [column], [place]) for slot, token, column, place in rows]
-            return Pass(parts + [self._step_together((), (), (), (), [tree]) for tree in trees])
-        return Pass([self._step_together(slots, tokens, columns, positions, trees)])
+            single = [self._step_together([row], ()) for row in rows]
+            return Pass(single + [self._step_together((), [tree]) for tree in trees])
+        return Pass([self._step_together(rows, trees)])
 
-    def _step_together(
-        self,
-        slots: Sequence[int],
-        tokens: Sequence[int],
-        columns: Sequence[int],
-        positions: Sequence[int],
-        trees: Sequence[Tree] = (),
-    ) -> Part:
+    def _step_together(self, rows: Sequence[_Token], trees: Sequence[Tree]) -> Part:
+        slots, tokens, columns, positions = zip(*rows, strict=True) if rows else ((), (), (), ())
         ids, places = [*tokens], [*positions]
         attentions: list[tuple[int, StepAttention | TreeAttention]] = []
-        if slots:
-            rows = StepAttention(self.cache, slots, columns, together=not self.batch_invariant)
-            attentions.append((len(slots), rows))
+        if rows:
+            attention = StepAttention(self.cache, slots, columns, together=not self.batch_invariant)
+            attentions.append((len(rows), attention))
         for tree in trees:
             ids += tree.tokens
             places += [tree.position] * len(tree.tokens)
