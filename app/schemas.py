@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator
 
 from app.errors import Problem
+from storage.conversations import TITLE_CHARACTERS
 
 FRAME_BYTES = 16 * 1024 * 1024  # beyond this the connection is closed (1009); up to it an answer names the limit
 MESSAGE_CHARACTERS = 1_000_000
@@ -26,7 +27,6 @@ ALTERNATIVES = 8
 BEAMS = 16
 SEED_MAXIMUM = 2**53 - 1  # what JavaScript can hold without rounding
 COMMENT_CHARACTERS = 5000
-TITLE_CHARACTERS = 200
 ID_CHARACTERS = 128
 NAME_CHARACTERS = 100  # of a field's name, where an answer repeats it
 
