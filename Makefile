@@ -25,7 +25,7 @@ demo: setup
 	@$(BIN)/python -m app
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m "not heavy"
+	$(BIN)/python -m pytest -m "not heavy" -n 2 --dist loadfile
 
 test-heavy: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m heavy

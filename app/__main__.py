@@ -1,4 +1,5 @@
-"""python -m app: serve the playground. Prints one line with the address when it can be opened.
+"""python -m app: serve the playground. Prints one line with the address when it can be opened, and at the first start one that
+says where the administrator's password is.
 
 Exit status: 0 after a signal to stop, 1 if the database can't be used, 2 for a setting that can't be used.
 """
@@ -10,6 +11,7 @@ import logging
 import signal
 import socket
 import sys
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -69,6 +71,9 @@ def main(arguments: list[str]) -> int:
     except StorageError as error:
         sys.stderr.write(f"{error}\n")
         return 1
+    except WrongSetting as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
     except KeyboardInterrupt:
         return 0
     return 0
@@ -104,13 +109,20 @@ def listen(host: str, port: int) -> socket.socket:
 
 async def _prepared(settings: Settings, pool: Pool, database: Database) -> FastAPI:
     """The application, its database ready. The model's processes start while the page is imported: both take seconds."""
+    from app.deployment import choose_model
+
+    reason = await choose_model(settings, pool, database)
     pool.launch()
     try:
+        from app.admin.administrator import first_administrator
         from app.main import create_app, import_gradio
 
         await asyncio.to_thread(import_gradio)
         app = create_app(settings, pool, database)
+        app.state.service.deployments.reason = reason
         await app.state.service.prepare()
+        # Here, too, since what is wrong with the file is a sentence before anything is served.
+        app.state.password_file = await first_administrator(app.state.service)
     except BaseException:
         await pool.stop()
         raise
@@ -128,7 +140,7 @@ async def _serve(settings: Settings, listener: socket.socket, pool: Pool, databa
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
-                announce(settings, listener)
+                announce(settings, listener, app.state.password_file)
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             service.stopping.set()
@@ -167,8 +179,8 @@ def configuration(settings: Settings, app: object) -> uvicorn.Config:
     )
 
 
-def announce(settings: Settings, listener: socket.socket) -> None:
-    """The line with the address, and a warning where others can reach it."""
+def announce(settings: Settings, listener: socket.socket, password_file: Path | None = None) -> None:
+    """The line with the address, a warning where others can reach it, and where the first administrator's password is."""
     port = listener.getsockname()[1]
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     if settings.is_public:
@@ -178,6 +190,8 @@ def announce(settings: Settings, listener: socket.socket) -> None:
         if settings.host in ("0.0.0.0", "::"):
             host = socket.gethostname()
     sys.stdout.write(f"GLM Playground: http://{host}:{port}{settings.root_path}/\n")
+    if password_file is not None:
+        sys.stdout.write(f"For staff: /admin. The password of the account `admin` is in {password_file}\n")
     sys.stdout.flush()
 
 

@@ -7,10 +7,8 @@ site may not act for a visitor (`check_origin`); programs send no Origin header 
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import re
-import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -22,9 +20,28 @@ from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.errors import Problem
+from storage.identifier import new_id
+from storage.visitors import visitor_id
 
 COOKIE = "glm_visitor"
 COOKIE_SECONDS = 365 * 24 * 3600
+#: What the playground may load and run. Gradio makes functions from strings for its listeners in the browser ('unsafe-eval') and
+#: writes styles and scripts into the page ('unsafe-inline'); nothing comes from or goes to another host.
+PAGE_POLICY = "; ".join(
+    (
+        "default-src 'self'",
+        "script-src 'self' 'unsafe-inline' 'unsafe-eval'",
+        "style-src 'self' 'unsafe-inline'",
+        "img-src 'self'",
+        "font-src 'self'",
+        "connect-src 'self'",
+        "worker-src 'self' blob:",
+        "object-src 'none'",
+        "base-uri 'self'",
+        "form-action 'self'",
+        "frame-ancestors 'self'",
+    )
+)
 _TOKEN = re.compile(r"[A-Za-z0-9_-]{32}")
 _DEFAULT_PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
 
@@ -45,8 +62,8 @@ def visitor_of(connection: HTTPConnection) -> Visitor:
         token = connection.cookies.get(COOKIE, "")
         is_new = not _TOKEN.fullmatch(token)
         if is_new:
-            token = secrets.token_urlsafe(24)
-        known = Visitor(hashlib.sha256(f"glm-visitor:{token}".encode()).hexdigest()[:40], token, is_new)
+            token = new_id(24)
+        known = Visitor(visitor_id(token), token, is_new)
         connection.scope["glm_visitor"] = known
     return known
 
@@ -154,9 +171,9 @@ class AccessMiddleware:
         connection = HTTPConnection(scope)
         visitor = visitor_of(connection)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        wants_cookie = visitor.is_new and (
-            path.startswith("/api/") or "text/html" in connection.headers.get("accept", "")
-        )
+        # Who only reads a shared page gets none.
+        is_page = "text/html" in connection.headers.get("accept", "") and not path.startswith("/s/")
+        wants_cookie = visitor.is_new and (path.startswith("/api/") or is_page)
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -168,7 +185,7 @@ class AccessMiddleware:
                     headers.setdefault("Cache-Control", "no-store")
                 headers.setdefault("X-Content-Type-Options", "nosniff")
                 headers.setdefault("Referrer-Policy", "same-origin")
-                headers.setdefault("Content-Security-Policy", "frame-ancestors 'self'")
+                headers.setdefault("Content-Security-Policy", PAGE_POLICY)
             await send(message)
 
         await self.app(scope, receive, with_headers)

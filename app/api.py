@@ -6,6 +6,7 @@ app.errors. Runs and conversations are shown to the visitor whose they are; to e
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, FastAPI, Query, Request
@@ -15,17 +16,30 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Match
 
+from app import privacy, sharing
 from app.access import check_origin, visitor_of
+from app.bodies import json_body, read_body
 from app.errors import Problem, problem
-from app.schemas import COMMENT_CHARACTERS, FeedbackBody, TitleBody, read_json, validated
+from app.schemas import (
+    COMMENT_CHARACTERS,
+    MESSAGE_CHARACTERS,
+    FeedbackBody,
+    TitleBody,
+    VoteBody,
+    read_estimable,
+    validated,
+)
 from app.service import Service
+from engine.errors import GLMError
 from storage import StorageError
 from storage.models import Conversation as ConversationRow
 from storage.models import Run as RunRow
 
+ESTIMATE_BYTES = 4 * MESSAGE_CHARACTERS  # what UTF-8 needs for the longest message
 BODY_BYTES = 64 * 1024 + 6 * COMMENT_CHARACTERS
 _FEEDBACK: TypeAdapter[FeedbackBody] = TypeAdapter(FeedbackBody)
 _TITLE: TypeAdapter[TitleBody] = TypeAdapter(TitleBody)
+_VOTE: TypeAdapter[VoteBody] = TypeAdapter(VoteBody)
 _STATUS_KINDS = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
@@ -40,10 +54,10 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/readyz")
     async def readyz() -> Response:
-        """200 when a replica is ready, 503 with the reason otherwise."""
+        """200 when a replica is ready and runs are taken, 503 with the reason otherwise. `record`: if they are written at once."""
         reason = service.why_not_ready()
         if reason is None:
-            return JSONResponse({"status": "ready"})
+            return JSONResponse({"status": "ready", "record": service.keeper.state()})
         return JSONResponse({"status": service.state, "reason": reason}, 503, {"Retry-After": "2"})
 
     @router.get("/api/info")
@@ -53,9 +67,10 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/api/runs/{run}")
     async def run(run: str, request: Request) -> dict[str, Any]:
-        """One run of this visitor, with its blanks."""
-        row = await service.record.get_run(run, visitor_of(request).id)
-        return _run(row) | {"blanks": [_blank(blank) for blank in row.blanks]}
+        """One run of this visitor, with its blanks and the visitor's rating and comment."""
+        visitor = visitor_of(request).id
+        row = await service.record.get_run(run, visitor)
+        return _run(row) | _opinion(row, visitor) | {"blanks": [_blank(blank) for blank in row.blanks]}
 
     @router.get("/api/conversations")
     async def conversations(
@@ -73,15 +88,16 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/api/conversations/{conversation}")
     async def conversation(conversation: str, request: Request) -> dict[str, Any]:
-        """One conversation of this visitor with its runs in order of time."""
-        row = await service.record.get_conversation(conversation, visitor_of(request).id)
-        return _conversation(row) | {"runs": [_run(run) for run in row.runs]}
+        """One conversation of this visitor with its runs in order of time, each with the visitor's rating and comment."""
+        visitor = visitor_of(request).id
+        row = await service.record.get_conversation(conversation, visitor)
+        return _conversation(row) | {"runs": [_run(run) | _opinion(run, visitor) for run in row.runs]}
 
     @router.patch("/api/conversations/{conversation}")
     async def rename(conversation: str, request: Request) -> dict[str, Any]:
         """Give one of this visitor's conversations another title: {"title"}. JSON from this site's pages only."""
         check_origin(request, service.settings.allowed_origins)
-        body: TitleBody = validated(_TITLE, await _json_body(request))
+        body: TitleBody = validated(_TITLE, await json_body(request, BODY_BYTES))
         await service.record.rename_conversation(conversation, visitor_of(request).id, body.title)
         return {"id": conversation, "title": body.title}
 
@@ -90,13 +106,21 @@ def routes(service: Service) -> APIRouter:
         """Delete one of this visitor's conversations with all its texts. From this site's pages only."""
         check_origin(request, service.settings.allowed_origins)
         await service.record.delete_conversation(conversation, visitor_of(request).id)
+        service.hub.forget(conversation=conversation)
         return Response(status_code=204)
+
+    @router.post("/api/estimate")
+    async def cost(request: Request) -> dict[str, Any]:
+        """What a message of the websocket (chat, fill, generate) would take: tokens, room, time. Nothing is run or stored. JSON
+        from this site's pages only."""
+        check_origin(request, service.settings.allowed_origins)
+        return asdict(await service.estimate(read_estimable(await read_body(request, ESTIMATE_BYTES))))
 
     @router.post("/api/feedback")
     async def feedback(request: Request) -> dict[str, Any]:
         """Rate or comment a run of one's own: {"run", "rating": -1|0|1, "comment"}. JSON from this site's pages only."""
         check_origin(request, service.settings.allowed_origins)
-        body: FeedbackBody = validated(_FEEDBACK, await _json_body(request))
+        body: FeedbackBody = validated(_FEEDBACK, await json_body(request, BODY_BYTES))
         if body.rating is None and body.comment is None:
             raise Problem("bad_request", "Give a rating, a comment or both.", field="rating")
         row = await service.record.add_feedback(
@@ -104,12 +128,24 @@ def routes(service: Service) -> APIRouter:
         )
         return {"run": row.run_id, "rating": row.rating or 0, "comment": row.comment}
 
+    @router.post("/api/votes")
+    async def vote(request: Request) -> dict[str, Any]:
+        """Say which of two runs of one's own is better, or change that: {"first", "second", "choice": "first"|"second"|"tie"|
+        "neither", "blind"}. The answer is the vote as it is stored. JSON from this site's pages only."""
+        check_origin(request, service.settings.allowed_origins)
+        body: VoteBody = validated(_VOTE, await json_body(request, BODY_BYTES))
+        visitor = visitor_of(request).id
+        row = await service.record.vote(body.first, body.second, visitor, body.choice, blind=body.blind)
+        return {"first": row.first_run_id, "second": row.second_run_id, "choice": row.choice, "blind": row.blind}
+
     return router
 
 
 def install(app: FastAPI, service: Service) -> None:
     """Add the routes to `app`, a JSON 404 or 405 for all else under /api, and the answers to errors."""
     app.include_router(routes(service))
+    app.include_router(sharing.routes(service))
+    app.include_router(privacy.routes(service))
 
     @app.api_route("/api/{rest:path}", methods=["GET", "POST", "PUT", "PATCH", "DELETE"], include_in_schema=False)
     async def nothing(request: Request) -> Response:
@@ -120,6 +156,7 @@ def install(app: FastAPI, service: Service) -> None:
 
     @app.exception_handler(Problem)
     @app.exception_handler(StorageError)
+    @app.exception_handler(GLMError)
     async def failed(request: Request, error: Exception) -> Response:
         return answer(problem(error))
 
@@ -146,18 +183,6 @@ def answer(refusal: Problem) -> JSONResponse:
     return JSONResponse({"error": refusal.as_dict()}, refusal.entry.status, headers)
 
 
-async def _json_body(request: Request) -> Any:
-    # A form of another site can send text/plain without asking; application/json makes its browser ask first.
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise Problem("bad_request", "The body must be sent as application/json.", field="Content-Type")
-    body = b""
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_BYTES:
-            raise Problem("too_large", f"The body may have {BODY_BYTES} bytes.", limit=BODY_BYTES)
-    return read_json(body)
-
-
 def _run(row: RunRow) -> dict[str, Any]:
     return {
         "id": row.id,
@@ -177,6 +202,11 @@ def _run(row: RunRow) -> dict[str, Any]:
         "created": row.created.isoformat(),
         "finished": row.finished.isoformat() if row.finished else None,
     }
+
+
+def _opinion(row: RunRow, visitor: str) -> dict[str, Any]:
+    own = next((feedback for feedback in row.feedback if feedback.visitor == visitor), None)
+    return {"rating": (own.rating if own else None) or 0, "comment": own.comment if own else ""}
 
 
 def _blank(row: Any) -> dict[str, Any]:

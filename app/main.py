@@ -24,6 +24,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import api, websocket
 from app.access import AccessMiddleware
+from app.admin import main as admin
+from app.admin.administrator import first_administrator
 from app.errors import problem
 from app.service import Service
 from app.settings import Settings
@@ -46,6 +48,7 @@ def create_app(settings: Settings, pool: Pool, database: Database, *, page: bool
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         try:
             await service.start()
+            app.state.password_file = await first_administrator(service) or app.state.password_file
             yield
         finally:
             await service.stop()
@@ -61,6 +64,8 @@ def create_app(settings: Settings, pool: Pool, database: Database, *, page: bool
         middleware=[Middleware(Shield, stopping=service.stopping), Middleware(AccessMiddleware)],
     )
     app.state.service = service
+    app.state.password_file = None  # of the first administrator, if one was made at this start
+    admin.install(app, service)
     api.install(app, service)
 
     @app.websocket("/ws")
@@ -90,12 +95,14 @@ def import_gradio() -> ModuleType:
 def _mount_page(app: FastAPI, service: Service) -> None:
     gradio = import_gradio()
     from app.ui import playground
+    from app.ui.head import PageHead
 
     # Gradio asks for files of its own under the same path, so they stand behind ours.
     files = Files(directory=STATIC, packages=[("gradio", "templates/frontend/static")])
     app.mount("/static", files, name="static")
     blocks = playground.build(service.settings, service.info)
     gradio.mount_gradio_app(app, blocks, path="/", **playground.mount_arguments())
+    app.add_middleware(PageHead, head=playground.page_head())
 
 
 class Files(StaticFiles):

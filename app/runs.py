@@ -18,10 +18,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 from app.errors import Problem, problem
-from app.ledger import Ledger, Outcome
+from app.ledger import Ledger
+from app.outcome import Outcome
 from app.schemas import Chat, Fill, Score, Task
 from engine.serving.events import Started
 from engine.serving.run import Run as Generation
+from storage.erasure import only_numbers
+from storage.identifier import new_id
 
 TERMINAL = frozenset({"done", "cancelled", "error"})
 KEPT_EVENTS = 200_000  # of finished runs, in memory
@@ -36,9 +39,11 @@ class Run:
     """One accepted request: its log of events and who follows it."""
 
     def __init__(
-        self, visitor: str, mode: str, conversation: str | None, grace_seconds: float, outcome: Outcome
+        self, visitor: str, mode: str, conversation: str | None, grace_seconds: float, outcome: Outcome, logged: bool
     ) -> None:
-        self.id = secrets.token_urlsafe(18)
+        self.id = new_id(18)
+        self.logged = logged  # whether its texts are kept in storage
+        self.forgotten = False  # deleted: not kept in memory either when it ends
         self.visitor = visitor
         self.mode = mode
         self.conversation = conversation
@@ -70,13 +75,12 @@ Cancel = Callable[[str], Awaitable[Any]]
 class RunHub:
     """All runs of this process, by id. Belongs to one event loop.
 
-    begin(task, seed, run) gives the events of a task; cancel(run) makes them end. finished: how many finished runs stay in
+    cancel(run) makes the events of a run end. finished: how many finished runs stay in
     memory; concurrent: how many runs of one visitor may be under way (0: any number).
     """
 
-    def __init__(self, ledger: Ledger, begin: Begin, cancel: Cancel, *, finished: int, concurrent: int) -> None:
+    def __init__(self, ledger: Ledger, cancel: Cancel, *, finished: int, concurrent: int) -> None:
         self._ledger = ledger
-        self._begin = begin
         self._cancel = cancel
         self._keep = finished
         self._concurrent = concurrent
@@ -99,13 +103,15 @@ class RunHub:
         *,
         kinds: tuple[str, ...],
         grace_seconds: float,
+        begin: Begin,
         open_conversation: Callable[[], Awaitable[str | None]],
         model_version: int | None,
         client: str = "web",
     ) -> Run:
         """Accept a task: a run that is in storage and under way. The same request sent twice with the same long id is one.
 
-        kinds: of the masks of its text. open_conversation(): awaitable, the id of the conversation that it belongs to.
+        kinds: of the masks of its text. begin(task, seed, run): the events of the task. open_conversation(): awaitable, the id of
+        the conversation that it belongs to.
         Raises Problem or StorageError: then there is no run.
         """
         key = _request_key(task, visitor)
@@ -113,7 +119,7 @@ class RunHub:
         if starting is None:
             self._check_room(visitor)
             # A task of its own: a connection that breaks in the middle can't leave a run half accepted.
-            work = self._accept(task, visitor, kinds, grace_seconds, open_conversation, model_version, client)
+            work = self._accept(task, visitor, kinds, grace_seconds, begin, open_conversation, model_version, client)
             starting = asyncio.create_task(work)
             self._starting[visitor] = self._starting.get(visitor, 0) + 1
             self._accepting.add(starting)
@@ -150,6 +156,7 @@ class RunHub:
         visitor: str,
         kinds: tuple[str, ...],
         grace_seconds: float,
+        begin: Begin,
         open_conversation: Callable[[], Awaitable[str | None]],
         model_version: int | None,
         client: str,
@@ -161,8 +168,12 @@ class RunHub:
         prompt: Any = [message.model_dump() for message in task.messages] if isinstance(task, Chat) else task.text
         if task.type == "score":
             parameters["answers"] = list(task.answers)
-        conversation = await open_conversation()
-        run = Run(visitor, task.type, conversation, grace_seconds, Outcome(kinds))
+        if task.type == "fill" and task.order != "left":
+            parameters["order"] = task.order
+        if not task.log:
+            prompt, parameters = "", only_numbers(parameters)
+        conversation = await open_conversation() if task.log else None
+        run = Run(visitor, task.type, conversation, grace_seconds, Outcome(kinds), task.log)
         await self._ledger.accept(
             run.id,
             visitor=visitor,
@@ -173,22 +184,24 @@ class RunHub:
             seed=seed,
             model_version=model_version,
             client=client,
+            texts=task.log,
         )
         self._runs[run.id] = run
-        run.publish({"type": "accepted", "id": task.id, "conversation": conversation, "mode": task.type, "seed": seed})
-        self._tasks[run.id] = asyncio.create_task(self._drive(run, task, seed))
+        told = {"conversation": conversation, "mode": task.type, "seed": seed, "log": task.log}
+        run.publish({"type": "accepted", "id": task.id, **told})
+        self._tasks[run.id] = asyncio.create_task(self._drive(run, task, seed, begin))
         self._watch(run)
         return run
 
     # Driving
 
-    async def _drive(self, run: Run, task: Task, seed: int) -> None:
+    async def _drive(self, run: Run, task: Task, seed: int, begin: Begin) -> None:
         terminal: dict[str, Any] | None = None
         generation: Generation | None = None
         try:
             if run.cancelled:  # before there was anything to cancel
                 raise asyncio.CancelledError
-            generation = self._begin(task, seed, run.id)
+            generation = begin(task, seed, run.id)
             async for event in generation:
                 assert terminal is None, "nothing comes after a terminal event"
                 if event.terminal:
@@ -213,7 +226,8 @@ class RunHub:
             run.outcome.note_unfinished(generation.unfinished, generation.usage)
         self._conclude(run, terminal)
         try:
-            await self._ledger.finalise(run.id, run.outcome)
+            # What isn't logged doesn't even get as far as the spool.
+            await self._ledger.finalise(run.id, run.outcome if run.logged else run.outcome.without_texts())
         except asyncio.CancelledError:
             logger.debug("run %s: cancelled at its end", run.id)  # the write goes on by itself
         run.publish(terminal)
@@ -236,6 +250,9 @@ class RunHub:
         del self._tasks[run.id]
         now = asyncio.get_running_loop().time()
         run.finished_at = now
+        if run.forgotten:
+            self._requests.pop(run.key or "", None)
+            return
         self._finished[run.id] = run
         self._kept_events += len(run.events)
         while self._finished:
@@ -304,6 +321,27 @@ class RunHub:
         await self._cancel(run.id)
         if task is not None and not run.finished:
             run.deadline = asyncio.get_running_loop().call_later(CANCEL_SECONDS, task.cancel)
+
+    async def end_all(self, visitor: str) -> None:
+        """End the runs that this visitor has under way, and wait until they have; what is started meanwhile goes on."""
+        while self._starting.get(visitor):
+            await asyncio.wait(set(self._accepting), return_when=asyncio.FIRST_COMPLETED)
+        mine = [run for run in self._runs.values() if run.visitor == visitor]
+        tasks = {self._tasks[run.id] for run in mine}
+        await asyncio.gather(*(self.cancel(run) for run in mine))
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def forget(self, *, visitor: str = "", conversation: str = "", run: str = "") -> None:
+        """Keep nothing in memory of a visitor's or a conversation's runs, or of one run, whose texts are deleted; one under way
+        still goes to its end for whoever follows it."""
+        for one in [*self._runs.values(), *self._finished.values()]:
+            if not (one.visitor == visitor or one.id == run or (conversation and one.conversation == conversation)):
+                continue
+            one.forgotten = True
+            if self._finished.pop(one.id, None) is not None:
+                self._kept_events -= len(one.events)
+                self._requests.pop(one.key or "", None)
 
     async def close(self) -> None:
         """End every run as interrupted and write that down; nothing is accepted any more."""

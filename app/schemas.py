@@ -11,9 +11,19 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from app.errors import Problem
+from app.evaluation_bodies import Evaluate, EvaluateModel
 from storage.conversations import TITLE_CHARACTERS
 
 FRAME_BYTES = 16 * 1024 * 1024  # beyond this the connection is closed (1009); up to it an answer names the limit
@@ -27,6 +37,13 @@ ALTERNATIVES = 8
 BEAMS = 16
 SEED_MAXIMUM = 2**53 - 1  # what JavaScript can hold without rounding
 COMMENT_CHARACTERS = 5000
+SHARED_RUNS = 200
+HIDDEN_WORDS = 300
+HIDDEN_CHARACTERS = 1000
+REASON_CHARACTERS = 2000
+EXPIRY_SECONDS = 366 * 24 * 3600
+#: Type of a message -> kind of the conversation that it opens
+CONVERSATION_KINDS = {"chat": "chat", "generate": "complete", "fill": "blanks", "score": "blanks"}
 ID_CHARACTERS = 128
 NAME_CHARACTERS = 100  # of a field's name, where an answer repeats it
 
@@ -34,6 +51,7 @@ ClientId = Annotated[str, Field(max_length=ID_CHARACTERS)] | int | None
 RunId = Annotated[str, Field(min_length=1, max_length=ID_CHARACTERS)]
 ConversationId = Annotated[str, Field(min_length=1, max_length=ID_CHARACTERS)] | None
 Text = Annotated[str, Field(min_length=1, max_length=TEXT_CHARACTERS)]
+# `log` false, of each kind of run: only counts and timings are kept of it, where the host allows that.
 
 
 class Body(BaseModel):
@@ -76,6 +94,7 @@ class Generate(Body):
     text: Text
     parameters: Parameters = Parameters()
     conversation: ConversationId = None
+    log: bool = True
 
 
 class ChatMessage(Body):
@@ -91,6 +110,7 @@ class Chat(Body):
     messages: list[ChatMessage] = Field(min_length=1, max_length=MESSAGES)
     parameters: Parameters = Parameters()
     conversation: ConversationId = None
+    log: bool = True
 
     @field_validator("messages")
     @classmethod
@@ -101,13 +121,15 @@ class Chat(Body):
 
 
 class Fill(Body):
-    """Fill every blank of a text, from left to right."""
+    """Fill every blank of a text: from left to right, or the one that the model is surest of first."""
 
     type: Literal["fill"]
     id: ClientId = None
     text: Text
+    order: Literal["left", "confident"] = "left"
     parameters: Parameters = Parameters()
     conversation: ConversationId = None
+    log: bool = True
 
 
 class Score(Body):
@@ -119,6 +141,7 @@ class Score(Body):
     answers: list[Annotated[str, Field(max_length=TEXT_CHARACTERS)]] = Field(min_length=1, max_length=ANSWERS)
     parameters: Parameters = Parameters()
     conversation: ConversationId = None
+    log: bool = True
 
 
 class Cancel(Body):
@@ -137,8 +160,13 @@ class Resume(Body):
 
 
 Task = Generate | Chat | Fill | Score
-Message = Annotated[Task | Cancel | Resume, Field(discriminator="type")]
-_MESSAGE: TypeAdapter[Task | Cancel | Resume] = TypeAdapter(Message)
+Message = Task | Cancel | Resume | EvaluateModel | Evaluate
+_MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="type")])
+_TYPES = ("generate", "chat", "fill", "score", "cancel", "resume", "evaluate_model", "evaluate")
+
+# What `POST /api/estimate` takes: the message that would start a run.
+Estimable = Generate | Chat | Fill
+_ESTIMABLE: TypeAdapter[Estimable] = TypeAdapter(Annotated[Estimable, Field(discriminator="type")])
 
 
 class FeedbackBody(Body):
@@ -149,21 +177,80 @@ class FeedbackBody(Body):
     comment: Annotated[str, Field(max_length=COMMENT_CHARACTERS)] | None = None
 
 
+class VoteBody(Body):
+    """Which of two runs of one's own is better; `blind`: the settings were hidden when the choice was made."""
+
+    first: RunId
+    second: RunId
+    choice: Literal["first", "second", "tie", "neither"]
+    blind: bool = False
+
+    @field_validator("second")
+    @classmethod
+    def _another_run(cls, second: str, info: ValidationInfo) -> str:
+        if second == info.data.get("first"):
+            raise ValueError("the second run must be another one than the first")
+        return second
+
+
 class TitleBody(Body):
     """A conversation's new title."""
 
     title: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=TITLE_CHARACTERS)]
 
 
-def read_message(text: str) -> Task | Cancel | Resume:
+HiddenWords = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=HIDDEN_CHARACTERS)]
+SharedRuns = Annotated[list[RunId], Field(min_length=1, max_length=SHARED_RUNS)]
+
+
+class SharePreviewBody(Body):
+    """What a page with these runs would show; `hidden` are words to leave out of it."""
+
+    runs: SharedRuns
+    text: Annotated[str, Field(max_length=TEXT_CHARACTERS)] | None = None
+    title: Annotated[str, StringConstraints(strip_whitespace=True, max_length=TITLE_CHARACTERS)] | None = None
+    hidden: Annotated[list[HiddenWords], Field(max_length=HIDDEN_WORDS)] = []
+
+
+class ShareBody(SharePreviewBody):
+    """Publish that page; null lets it stay until it is revoked."""
+
+    title: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=TITLE_CHARACTERS)]
+    expires_seconds: int | None = Field(None, ge=60, le=EXPIRY_SECONDS)
+
+
+class ReportBody(Body):
+    """Why a shared page shouldn't be there."""
+
+    reason: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=REASON_CHARACTERS)]
+
+
+def read_message(text: str) -> Message:
     """One frame as a message. Raises Problem with the kind `bad_request` or `too_large`."""
+    _check_size(text)
+    return validated(_MESSAGE, read_json(text))
+
+
+def read_estimable(body: bytes) -> Estimable:
+    """A body as the message whose cost is asked for. Raises Problem as `read_message`."""
+    try:
+        text = body.decode()
+    except UnicodeDecodeError as error:
+        raise Problem("bad_request", "The body is not UTF-8.") from error
+    _check_size(text)
+    value = read_json(text)
+    if isinstance(value, dict) and "type" not in value:
+        raise Problem("bad_request", "The message has no type; the types are chat, fill, generate.", field="type")
+    return validated(_ESTIMABLE, value)
+
+
+def _check_size(text: str) -> None:
     if len(text) > MESSAGE_CHARACTERS:
         raise Problem(
             "too_large",
             f"A message may have {MESSAGE_CHARACTERS} characters, this one has {len(text)}.",
             limit=MESSAGE_CHARACTERS,
         )
-    return validated(_MESSAGE, read_json(text))
 
 
 def read_json(text: str | bytes) -> Any:
@@ -200,12 +287,12 @@ def _problem(error: ValidationError) -> Problem:
     first = error.errors(include_url=False, include_input=False)[0]
     kind, context = first["type"], first.get("ctx", {})
     if kind in ("union_tag_not_found", "union_tag_invalid"):
-        tags = str(context.get("expected_tags") or "generate, chat, fill, score, cancel, resume").replace("'", "")
+        tags = str(context.get("expected_tags") or ", ".join(_TYPES)).replace("'", "")
         what = "has no type" if kind == "union_tag_not_found" else "has an unknown type"
         return Problem("bad_request", f"The message {what}; the types are {tags}.", field="type")
     # The first part of the place is the union's tag (the message's type), which is no field.
     place = list(first["loc"])
-    if place and place[0] in ("generate", "chat", "fill", "score", "cancel", "resume"):
+    if place and place[0] in _TYPES:
         place = place[1:]
     names = [str(part)[:NAME_CHARACTERS] for part in place if part not in ("int", "str", "constrained-str")]
     field = ".".join(names) or None

@@ -22,10 +22,29 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from engine.errors import GLMError
 from engine.glm.config import SERVED_QUANTIZATIONS
 from engine.glm.size import parse_size
+from storage.retention import FOREVER, parse_age
 
 PREFIX = "GLM_"
 DATABASE_FILE = "glm.db"
-METAVARS = {"database": "URL", "model": "FOLDER", "host": "ADDRESS", "root_path": "PATH", "weights_budget": "SIZE"}
+METAVARS = {
+    "database": "URL",
+    "server_name": "NAME",
+    "spool": "FOLDER",
+    "training_folder": "FOLDER",
+    "general_rows": "FILE",
+    "check_rows": "FILE",
+    "evaluation_data": "FOLDER",
+    "spool_limit": "SIZE",
+    "quota": "SIZE",
+    "admin_password_file": "FILE",
+    "model": "FOLDER",
+    "host": "ADDRESS",
+    "root_path": "PATH",
+    "weights_budget": "SIZE",
+    "retention": "AGE",
+    "retention_failed": "AGE",
+    "retention_reviewed": "AGE",
+}
 Names = Annotated[tuple[str, ...], NoDecode]
 
 
@@ -92,7 +111,7 @@ class Settings(BaseSettings):
     batch_invariant: bool = Field(
         False, description="the same numbers for a request, to the bit, whatever runs beside it; slower"
     )
-    queue: int = Field(256, ge=0, description="requests that may wait for a slot; more are refused")
+    queue: int = Field(256, ge=1, description="requests that may wait for a slot; more are refused")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of a model process; 0 chooses by the machine")
 
     # What is kept
@@ -101,9 +120,64 @@ class Settings(BaseSettings):
         min_length=1,
         description="SQLite file or postgresql://user@host/name that keeps prompts and outputs",
     )
+    retention: str = Field(
+        "", description="how long prompts and outputs are kept, as 90d or 12h; if empty, until somebody deletes them"
+    )
+    retention_failed: str = Field(
+        "", description="the same for runs that failed or were stopped, or `forever`; if empty, as --retention"
+    )
+    retention_reviewed: str = Field(
+        "",
+        description="the same for runs that were reviewed or corrected or stand in a dataset, or `forever`; if empty, as "
+        "--retention",
+    )
+    allow_unlogged: bool = Field(
+        False, description="let visitors choose that nothing but counts and timings is kept of what they send"
+    )
+    server_name: str = Field(
+        "",
+        max_length=100,
+        description="name of this server among those that share a database, the same after a restart; if empty, host name "
+        "and port",
+    )
+    when_unwritable: Literal["refuse", "answer"] = Field(
+        "refuse",
+        description="what happens to new requests while the database takes no writes; answer: they wait in the spool",
+    )
+    spool: str = Field(
+        "", description="folder for runs that the database can't take now; if empty, beside the SQLite file"
+    )
+    spool_limit: str = Field("1GiB", description="how much may wait in the spool")
+    quota: str = Field("", description="room that the database may take, as 200GiB; then it counts as full")
+    admin_password_file: str = Field(
+        "",
+        description="file that the first password of the account `admin` is written to; if empty, beside the database",
+    )
     grace_seconds: float = Field(120.0, ge=0, le=86400, description="how long a run goes on when nobody follows it")
     finished_runs: int = Field(
         2000, ge=0, description="finished runs that are kept in memory, to be resumed event by event"
+    )
+
+    # Fine-tuning
+    training_folder: str = Field(
+        "",
+        description="folder for trainings and the model versions that come of them; if empty, training in the data folder",
+    )
+    training_threads: int = Field(
+        0, ge=0, le=1024, description="CPU threads of a training or a comparison; 0: all processors but one"
+    )
+    general_rows: str = Field(
+        "",
+        description="JSON lines that are replayed in every training, so that a model doesn't forget; if empty, those "
+        "that come along",
+    )
+    check_rows: str = Field(
+        "", description="JSON lines on which versions are compared beside corrections; if empty, those that come along"
+    )
+    evaluation_data: str = Field(
+        "",
+        description="folder with the rows of benchmarks, which can be measured under /admin then; made by `python -m engine "
+        "evaluate --prepare`",
     )
 
     # What one visitor may do
@@ -133,7 +207,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin} is not an origin: write it as https://example.org, without a path")
         return tuple(origin.lower() for origin in value)
 
-    @field_validator("weights_budget")
+    @field_validator("weights_budget", "spool_limit", "quota")
     @classmethod
     def _budget(cls, value: str) -> str:
         if value:
@@ -141,6 +215,13 @@ class Settings(BaseSettings):
                 parse_size(value)
             except GLMError as error:
                 raise ValueError("write a size as 12GiB, 12GB or 800MiB") from error
+        return value
+
+    @field_validator("retention", "retention_failed", "retention_reviewed")
+    @classmethod
+    def _age(cls, value: str) -> str:
+        if value and value != FOREVER:
+            parse_age(value)
         return value
 
     @field_validator("root_path")

@@ -20,6 +20,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from app.access import address_of, check_origin, cookie_header, visitor_of
 from app.errors import Problem, problem
+from app.evaluation_bodies import Evaluate, EvaluateModel
+from app.evaluation_socket import EvaluationDesk
 from app.runs import TERMINAL, Run
 from app.schemas import Cancel, Resume, client_id, read_message
 from app.service import Service
@@ -59,6 +61,7 @@ class Connection:
         self._visitor = visitor_of(websocket)
         self._address = address_of(websocket)
         self._sending = asyncio.Lock()
+        self._evaluations = EvaluationDesk(websocket, service, self._send)
         self._following: dict[str, asyncio.Task[None]] = {}
         self._sent: dict[str, int] = {}  # run -> number of the last event that was sent
 
@@ -80,7 +83,8 @@ class Connection:
                 await self._refuse(problem(error), client_id(text))
 
     async def close(self) -> None:
-        """Stop following; the runs go on by themselves for their grace time."""
+        """Stop following; the runs go on by themselves for their grace time, an evaluation's questions don't."""
+        await self._evaluations.close()
         tasks = list(self._following.values())
         for task in tasks:
             task.cancel()
@@ -93,6 +97,8 @@ class Connection:
             await self._resume(message)
         elif isinstance(message, Cancel):
             await self._cancel(message)
+        elif isinstance(message, EvaluateModel | Evaluate):
+            await self._evaluations.handle(message)
         else:
             self._service.limits.admit(self._visitor, self._address)
             grace = self._service.settings.grace_seconds

@@ -18,6 +18,9 @@ SUMMARIES = {
     "trainspeed": "tokens a second of the trainer here, against a plain loop",
     "ablate": "GLM-130B's choices for stability, each left out in turn, at small scale",
     "report": "what a training run looks like: curves, answers, its score on held-out questions",
+    "rows": "what the trainer makes of rows, before anything is trained",
+    "measure": "how well models do on rows they were not trained on, side by side",
+    "evaluate": "measure a model on benchmarks, in GLM-130B's task format",
     "compare": "what a model loses with its weights in fewer bits, as a table",
 }
 

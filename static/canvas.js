@@ -1,16 +1,24 @@
-// The blanks pane: a text with [MASK], [sMASK] and [gMASK] blanks, and below it the same text with the blanks filling
-// in place. The text is written in a real <textarea> (input methods, undo, paste and screen readers work as
-// everywhere); a copy behind it paints a chip under each mask. Its state survives a reload, as the chat's does:
-// {text, filled: {source, blanks: [{text, alternatives, chosen, done}], result, ...answer} | null}.
+// The blanks pane: a text with [MASK], [sMASK] and [gMASK] blanks, and below it the same text with the blanks filling in place.
+// Blanks can be locked, so that only the others are filled again, take other choices or the visitor's own words, and be undone.
+// Its state survives a reload: {text, words, order, filled}: `words` see canvas_editor.js; `filled` null or {source, blanks, result,
+// map, runs, conversation, ...answer}, see fills.js; `map[k]` is the blank that the newest run knows as k.
 
-import { book, button, copyButton, errorBox, exampleButton, facts, newAnswer, thumbs, waitingText } from "./answer.js";
+import { book, button, exampleButton, newAnswer, notice } from "./answer.js";
+import { Card } from "./canvas_card.js";
+import { Editor } from "./canvas_editor.js";
+import { History } from "./canvas_history.js";
+import { Result } from "./canvas_result.js";
+import { readConversation, readRun } from "./canvas_stored.js";
 import { element, memory, newId, onceAFrame } from "./dom.js";
-import { choices, emptyBlanks, percent, plain, sequence, split } from "./fills.js";
-import { bind, examples, onLanguage, text } from "./language.js";
+import { emptied, emptyBlanks, fillBlank, keepOwn, plain, refilling } from "./fills.js";
+import { marked } from "./keeping.js";
+import { bind, errorText, examples, onLanguage, text } from "./language.js";
+import { Meter } from "./meter.js";
+import { openShare } from "./share_dialog.js";
 
 const MEMORY = "glm.blanks";
-const MASKS = { "[MASK]": "blanks.mask", "[sMASK]": "blanks.smask", "[gMASK]": "blanks.gmask" }; // with their explanations
-const COLOURS = 6; // classes glm-fill-0 ... in style.css
+const TITLE = 80; // characters of a shared text's title
+const ORDERS = { left: "blanks.order.left", confident: "blanks.order.confident" };
 
 export class Canvas {
   /** connection: socket.Connection; parameters(kind): the sampling settings. The pane is `section`, to be put anywhere;
@@ -18,102 +26,173 @@ export class Canvas {
   constructor(connection, parameters) {
     this.connection = connection;
     this.parameters = parameters;
-    this.state = memory.read(MEMORY) ?? { text: "", filled: null };
+    this.state = { text: "", words: [], order: "left", filled: null, ...memory.read(MEMORY) };
+    this.history = new History();
     this.running = null; // {run, filled} while blanks are being filled
-    this.card = null; // the open list of choices
-    this.stale = false; // something came while the card was open
-    this.paint = onceAFrame(() => {
-      // Drawing anew would take the card away under the visitor's finger: it waits until the card closes.
-      if (this.card) this.stale = true;
-      else this.drawResult();
-    });
+    this.paint = onceAFrame(() => this.result.draw());
     this.build();
-    this.drawText();
-    this.drawResult();
+    this.draw();
     onLanguage(() => {
       this.drawExamples();
-      this.drawResult();
+      this.card.close();
+      this.draw();
     });
-    const { filled } = this.state;
-    if (filled?.status === "running") {
-      filled.blanks = emptyBlanks(filled.source);
-      this.follow(filled, (listener) => connection.take(filled.request, filled.run, listener));
-    }
+    if (this.state.filled?.status === "running") this.takeUp();
   }
 
   build() {
-    this.input = element("textarea", { id: "glm-blanks-input", rows: "3", spellcheck: "false", autocomplete: "off" });
-    this.input.value = this.state.text;
-    bind(this.input, "blanks.placeholder", {}, "placeholder");
-    this.input.addEventListener("input", () => this.drawText());
-    this.input.addEventListener("keydown", (event) => {
-      if (event.key !== "Enter" || !(event.ctrlKey || event.metaKey) || event.isComposing) return;
-      event.preventDefault();
-      if (!this.running) this.fill();
-    });
-    this.mirror = element("div", { class: "glm-mirror", "aria-hidden": "true" });
-    const inserts = Object.entries(MASKS).map(([mask, explanation]) =>
-      element(
-        "button",
-        { type: "button", class: "glm-insert", id: `glm-insert-${mask.slice(1, -1)}`, click: () => this.insert(mask) },
-        element("span", { class: "glm-chip" }, mask),
-        bind(element("span", { class: "glm-explain" }), explanation),
-      ),
-    );
-    const insertBar = element("div", { class: "glm-inserts", role: "group" }, ...inserts);
-    bind(insertBar, "blanks.insert", {}, "label");
-    this.fillButton = button("fill", "blanks.fill", () => this.fill(), { class: "glm-primary", id: "glm-blanks-fill" }, true);
+    const { text: written, words } = this.state;
+    const submit = () => this.fill();
+    this.editor = new Editor({ text: written, words, changed: () => this.written(), submit });
+    this.fillButton = button("fill", "blanks.fill", submit, { class: "glm-primary", id: "glm-blanks-fill" }, true);
     this.stopButton = button("stop", "stop", () => this.stop(), { class: "glm-primary glm-stop", id: "glm-blanks-stop" }, true);
     this.clearButton = button("close", "blanks.clear", () => this.clear(), { class: "glm-button", id: "glm-blanks-clear" }, true);
-    this.exampleList = element("div", { class: "glm-examples", id: "glm-blanks-examples" });
-    this.result = element("div", { class: "glm-result", id: "glm-blanks-result" });
+    const order = element("select", { id: "glm-blanks-order", class: "glm-order" });
+    for (const [value, key] of Object.entries(ORDERS)) order.append(bind(element("option", { value }), key));
+    order.value = this.state.order;
+    order.addEventListener("change", () => {
+      this.state.order = order.value;
+      this.keep();
+      this.meter.changed();
+    });
+    const ordering = element("label", { class: "glm-ordering" }, bind(element("span"), "blanks.order"), order);
+    const keys = bind(element("span", { class: "glm-keys", id: "glm-blanks-keys" }), "blanks.keys");
+    this.result = new Result(this);
+    this.card = new Card(this.result.node, this);
     this.live = element("p", { class: "glm-hidden", id: "glm-blanks-live", "aria-live": "polite" });
-    const keys = bind(element("span", { class: "glm-keys" }), "blanks.keys");
+    this.exampleList = element("div", { class: "glm-examples", id: "glm-blanks-examples" });
+    this.meter = new Meter("glm-blanks-meter", () => this.next(), "meter.rule");
     this.section = element(
       "section",
       { class: "glm-canvas", id: "glm-blanks" },
       bind(element("p", { class: "glm-intro" }), "blanks.intro"),
-      insertBar,
-      bind(element("label", { class: "glm-hidden", for: "glm-blanks-input" }), "blanks.text"),
-      element("div", { class: "glm-editor" }, this.mirror, this.input),
-      element("div", { class: "glm-below" }, this.fillButton, this.stopButton, this.clearButton, keys),
-      this.result,
+      this.editor.node,
+      element("div", { class: "glm-below" }, this.fillButton, this.stopButton, this.clearButton, ordering, keys),
+      this.meter.node,
+      this.result.node,
       this.exampleList,
       this.live,
     );
-    // One listener for all: the card closes on a click elsewhere and on Escape.
-    document.addEventListener("pointerdown", (event) => {
-      if (this.card && !this.card.node.contains(event.target) && event.target !== this.card.owner) this.closeCard();
-    });
     this.drawExamples();
   }
 
-  // Doing
+  // Texts
 
-  /** Puts a mask at the cursor. execCommand is the only way that keeps the browser's own undo. */
-  insert(mask) {
-    this.input.focus();
-    if (!document.execCommand("insertText", false, mask)) {
-      this.input.setRangeText(mask, this.input.selectionStart, this.input.selectionEnd, "end");
+  written() {
+    this.meter?.changed(); // the editor is there before it
+    Object.assign(this.state, { text: this.editor.text, words: this.editor.words });
+    this.keep();
+    this.showControls();
+  }
+
+  /** Puts a text into the editor, as for another pane or a template. */
+  load({ text: wanted }) {
+    this.editor.load(wanted);
+    this.editor.focus();
+  }
+
+  /** Shows a conversation of the server's record: the answer of GET /api/conversations/ID. */
+  async open(conversation) {
+    this.opening = conversation.id;
+    let states = [];
+    try {
+      states = await readConversation(conversation);
+    } catch (problem) {
+      notice(errorText(problem.kind ?? "internal"));
     }
-    this.drawText();
-  }
-
-  fill() {
-    const source = this.input.value;
-    if (!source.trim() || this.running) return;
-    const request = { type: "fill", id: newId(), text: source, parameters: this.parameters("fill") };
-    const filled = { source, blanks: emptyBlanks(source), result: null, ...newAnswer(request) };
+    const filled = states.at(-1);
+    if (!filled || this.opening !== conversation.id) return; // another one was opened meanwhile
+    this.leave();
+    this.history.reset(states.slice(0, -1));
     this.state.filled = filled;
-    this.follow(filled, (listener) => this.connection.start(request, listener));
-    this.drawResult();
-    this.result.scrollIntoView({ block: "nearest" });
+    this.editor.load(filled.source, filled.blanks.map((blank) => blank.own.at(-1) ?? null));
+    if (filled.status === "running") this.takeUp();
+    this.keep();
+    this.draw();
   }
 
-  again() {
-    if (this.running || !this.state.filled) return;
-    this.input.value = this.state.filled.source;
-    this.drawText();
+  clear() {
+    this.running?.run.cancel();
+    this.leave();
+    this.history.reset();
+    this.state.filled = null;
+    this.editor.load("");
+    this.draw();
+    this.editor.focus();
+  }
+
+  leave() {
+    this.running = null;
+    this.card.close();
+  }
+
+  // Filling
+
+  /** Fills the editor's text; where only its own unlocked blanks are to be filled anew, those. */
+  fill() {
+    const source = this.editor.text;
+    if (!source.trim() || this.running) return;
+    const { filled } = this.state;
+    const same = filled?.source === source;
+    const open = same ? this.openBlanks() : [];
+    if (same && open.length && open.length < filled.blanks.length) return this.refill(open);
+    if (filled) this.history.note(filled);
+    const blanks = emptyBlanks(source, this.editor.words);
+    const former = same ? filled : { runs: [], conversation: null };
+    this.begin({ source, blanks, map: blanks.map((_, at) => at), runs: former.runs, conversation: former.conversation }, source);
+    this.result.node.scrollIntoView({ block: "nearest" });
+  }
+
+  /** Fills the blanks `open` (indexes) again, all others keep their words. */
+  refill(open) {
+    const { filled } = this.state;
+    if (this.running || !filled || !open.length) return;
+    const locked = open.find((at) => filled.blanks[at].locked);
+    if (locked !== undefined) return (this.live.textContent = text("blanks.locked", { number: locked + 1 }));
+    this.history.note(filled);
+    const { text: sent, map } = refilling(filled, open);
+    const blanks = filled.blanks.map((blank, at) => (map.includes(at) ? emptied(blank, blank) : blank));
+    const { source, runs, conversation } = filled;
+    this.card.close();
+    this.begin({ source, blanks, map, runs, conversation }, sent);
+  }
+
+  /** What would be sent for the text, for the meter. */
+  next() {
+    const { text: written, order } = this.state;
+    if (!written.trim()) return null;
+    const request = { type: "fill", text: written, parameters: this.parameters("fill") };
+    return order === "confident" ? { ...request, order } : request;
+  }
+
+  begin(filled, sent) {
+    const request = marked({ type: "fill", id: newId(), text: sent, parameters: this.parameters("fill") });
+    if (this.state.order === "confident") request.order = "confident";
+    if (filled.conversation) request.conversation = filled.conversation;
+    this.state.filled = { ...filled, result: null, ...newAnswer(request) };
+    this.follow((listener) => this.connection.start(request, listener));
+    this.live.textContent = text("blanks.filling");
+    this.draw();
+  }
+
+  /** After a reload: all events of the run come again from the first. */
+  takeUp() {
+    const { filled } = this.state;
+    for (const at of filled.map) {
+      const blank = filled.blanks[at];
+      if (blank) filled.blanks[at] = emptied(blank, blank.former);
+    }
+    this.follow((listener) => this.connection.take(filled.request, filled.run, listener));
+  }
+
+  /** Once more after an error: what failed, or the text as it is now if nothing of it had come. */
+  retry() {
+    const { filled } = this.state;
+    if (!filled || this.running) return;
+    if (filled.blanks.some((blank) => blank.begun)) {
+      return this.refill(filled.map.filter((at) => filled.blanks[at] && !filled.blanks[at].locked));
+    }
+    if (!this.editor.text.trim()) this.editor.load(filled.source);
     this.fill();
   }
 
@@ -122,201 +201,164 @@ export class Canvas {
     this.showControls();
   }
 
-  clear() {
-    this.running?.run.cancel();
-    this.running = null;
-    this.state = { text: "", filled: null };
-    this.input.value = "";
-    this.drawText();
-    this.drawResult();
-    this.input.focus({ preventScroll: true });
-  }
-
-  follow(filled, begin) {
-    const mine = { run: null, filled };
+  follow(start) {
+    const mine = { run: null, filled: this.state.filled };
     this.running = mine;
-    mine.run = begin((event) => {
-      if (this.running === mine) this.handle(mine, event);
+    mine.run = start((event) => {
+      if (this.running === mine) this.handle(mine.filled, event);
     });
-    memory.write(MEMORY, this.state);
+    this.keep();
     this.showControls();
   }
 
-  handle(mine, event) {
-    const { filled } = mine;
+  handle(filled, event) {
     book(filled, event);
-    if (event.type === "delta" && !event.alternative && filled.blanks[event.blank]) {
-      const blank = filled.blanks[event.blank];
+    const at = filled.map[event.type === "blank" ? event.index : event.blank];
+    const blank = filled.blanks[at];
+    if (event.type === "accepted") {
+      filled.conversation = event.conversation ?? filled.conversation;
+      if (!filled.unlogged && !filled.runs.includes(event.run)) filled.runs = [...filled.runs, event.run];
+    } else if (event.type === "delta" && !event.alternative && blank) {
       blank.text += event.text;
       blank.begun = true;
-    } else if (event.type === "blank" && filled.blanks[event.index]) {
-      const alternatives = (event.alternatives ?? []).map(({ text: words, logprob }) => ({ text: words, logprob }));
-      Object.assign(filled.blanks[event.index], { text: event.text, alternatives, done: true, begun: true });
-    } else if (event.type === "done" && !filled.changed) filled.result = event.text;
-    if (filled.status !== "running") {
-      this.running = null;
-      delete filled.request;
-      this.live.textContent = filled.status === "error" ? "" : `${text("answered")} ${plain(filled)}`;
-      this.showControls();
-    }
-    if (event.type !== "delta") memory.write(MEMORY, this.state);
+    } else if (event.type === "blank" && blank) {
+      fillBlank(blank, event);
+      this.live.textContent = text("blanks.blank", { number: at + 1, text: blank.text.trim() || text("blanks.nothing") });
+    } else if (event.type === "done") filled.result = event.text;
+    if (filled.status !== "running") this.ended(filled, event);
     this.paint();
+    if (event.type === "delta") return;
+    this.keep();
+    this.card.draw();
+  }
+
+  ended(filled, event) {
+    this.running = null;
+    delete filled.request; // only needed to take an unfinished run up again
+    if (event.type === "error" && event.kind === "not_found") filled.conversation = null; // it was deleted meanwhile
+    const recalled = event.type === "done" && event.recalled;
+    for (const at of filled.map) {
+      const blank = filled.blanks[at];
+      if (!blank) continue;
+      // A blank that was not reached keeps what it had.
+      if (!blank.begun && blank.former && !recalled) filled.blanks[at] = blank.former;
+      delete blank.former;
+    }
+    if (recalled) this.recall(filled);
+    this.live.textContent = filled.status === "error" ? "" : `${text("answered")} ${plain(filled)}`;
+    this.showControls();
+  }
+
+  /** An answer from the server's records comes without its blanks: they are asked for. */
+  async recall(filled) {
+    try {
+      const { blanks } = await readRun(filled.run);
+      for (const one of blanks) if (filled.blanks[filled.map[one.index]]) fillBlank(filled.blanks[filled.map[one.index]], one);
+    } catch (problem) {
+      console.warn("Can't read the blanks of a run:", problem.message);
+    }
+    this.keep();
+    this.draw();
+  }
+
+  // Changing the result
+
+  /** The indexes of the blanks that are not locked. */
+  openBlanks() {
+    return this.state.filled.blanks.flatMap((blank, at) => (blank.locked ? [] : [at]));
+  }
+
+  /** Changes one blank by work(blank), so that it can be undone. */
+  change(index, work) {
+    const { filled } = this.state;
+    if (this.running || !filled?.blanks[index]) return;
+    this.history.note(filled);
+    work(filled.blanks[index], filled);
+    this.keep();
+    this.draw();
+  }
+
+  /** Takes a choice for a blank, or with `own` the visitor's own words. */
+  take(index, words, own = false) {
+    if (words === this.state.filled?.blanks[index]?.text) return this.card.close();
+    this.change(index, (blank, filled) => {
+      // Words stand where fills stand, and those may bring the space before them along.
+      const space = /^\s/.test(blank.alternatives[0]?.text ?? "") && !/^\s/.test(words) ? " " : "";
+      Object.assign(blank, { text: own ? space + words : words, begun: true, done: true });
+      if (own) keepOwn(blank, words);
+      filled.result = null; // the page's own composition from here on
+      this.card.close();
+    });
+    this.result.focus(index);
+  }
+
+  /** Locks a blank, or unlocks it. */
+  lock(index) {
+    if (!this.state.filled?.blanks[index]?.begun) return;
+    this.change(index, (blank) => {
+      blank.locked = !blank.locked;
+      this.live.textContent = text(blank.locked ? "blanks.locked" : "blanks.unlocked", { number: index + 1 });
+    });
+  }
+
+  undo() {
+    this.restore("undo", "undone");
+  }
+
+  redo() {
+    this.restore("redo", "redone");
+  }
+
+  restore(way, said) {
+    if (this.running || !this.state.filled) return;
+    const found = this.history[way](this.state.filled);
+    if (!found) return;
+    // The visitor's own words are no part of what is undone: they stay among the choices.
+    const now = this.state.filled;
+    if (now.source === found.source) found.blanks.forEach((blank, at) => (blank.own = now.blanks[at].own));
+    this.state.filled = found;
+    this.keep();
+    this.draw();
+    this.live.textContent = `${text(said)} ${plain(found)}`;
+  }
+
+  share() {
+    const { source, runs } = this.state.filled;
+    const title = source.split(/\s+/).join(" ").trim().slice(0, TITLE);
+    return openShare({ kind: "blanks", runs, text: plain(this.state.filled), title });
   }
 
   // Showing
 
-  drawText() {
-    this.state.text = this.input.value;
-    const parts = split(this.input.value).map((part, at) => (at % 2 ? element("mark", {}, part) : part));
-    // The space keeps a last empty line as high as the textarea's.
-    this.mirror.replaceChildren(...parts, "\u200b");
+  keep() {
     memory.write(MEMORY, this.state);
+  }
+
+  draw() {
+    this.result.draw();
+    this.card.draw();
     this.showControls();
   }
 
   drawExamples() {
     const buttons = examples("blanks").map((example, at) => {
       const use = () => {
-        this.input.value = example.text;
-        this.drawText();
-        if (!this.running) this.fill();
+        this.editor.load(example.text);
+        this.fill();
       };
       return exampleButton(example, { id: `glm-blanks-example-${at}`, click: use });
     });
     this.exampleList.replaceChildren(bind(element("span", { class: "glm-examples-title" }), "examples"), ...buttons);
   }
 
-  drawResult() {
-    this.stale = false;
-    this.closeCard(false);
-    const { filled } = this.state;
-    this.result.hidden = !filled;
-    if (!filled) return this.result.replaceChildren();
-    const running = filled.status === "running";
-    const body = element("div", { class: "glm-filled", id: "glm-blanks-filled", dir: "auto" }, ...this.pieces(filled));
-    body.setAttribute("aria-busy", String(running));
-    const nodes = [bind(element("h3", { class: "glm-result-title" }), "blanks.result"), body];
-    if (running && !filled.blanks.some((blank) => blank.begun)) {
-      nodes.push(element("p", { class: "glm-waiting" }, waitingText(filled)));
-    }
-    if (filled.status === "error") nodes.push(errorBox(filled, () => this.again()));
-    if (!running) {
-      const actions = element("div", { class: "glm-actions" });
-      if (filled.status !== "error") {
-        const attributes = { class: "glm-button", id: "glm-blanks-copy" };
-        actions.append(copyButton("blanks.copy", () => plain(filled), attributes, true));
-        actions.append(button("again", "regenerate", () => this.again(), { class: "glm-button", id: "glm-blanks-again" }, true));
-        actions.append(...thumbs(filled, () => memory.write(MEMORY, this.state)));
-      }
-      actions.append(element("span", { class: "glm-facts" }, facts(filled)));
-      nodes.push(actions);
-      if (filled.status === "done") nodes.push(bind(element("p", { class: "glm-keys" }), "blanks.result.hint"));
-    }
-    this.result.replaceChildren(...nodes);
-    this.result.dataset.status = filled.status;
-  }
-
-  /** The text with its blanks as nodes: a mask that waits, words that stream in, or a button that offers choices. */
-  pieces(filled) {
-    // An answer from the server's records comes without its blanks one by one.
-    if (filled.result !== null && filled.blanks.some((blank) => !blank.begun)) return [filled.result];
-    if (filled.status === "error" && !filled.blanks.some((blank) => blank.begun)) return [filled.source];
-    return sequence(filled).map((part) => {
-      if (part.index === undefined) return part.text;
-      const { index, blank } = part;
-      const colour = `glm-fill glm-fill-${index % COLOURS}`;
-      if (!blank.begun) return element("span", { class: "glm-blank" }, blank.mask);
-      if (!blank.done) {
-        const growing = filled.status === "running" ? " glm-growing" : "";
-        return element("span", { class: colour + growing, id: `glm-fill-${index}` }, part.text);
-      }
-      const shown = part.text || text("blanks.nothing");
-      // A <span> in the role of a button, since a <button> can't break over lines as the words of a text do.
-      const attributes = { role: "button", tabindex: "0", class: `${colour} glm-filled-in`, id: `glm-fill-${index}` };
-      const node = element("span", { ...attributes, "aria-haspopup": "dialog", "aria-expanded": "false" }, shown);
-      node.setAttribute("aria-label", text("blanks.blank", { number: index + 1, text: shown.trim() }));
-      node.addEventListener("click", () => this.openCard(node, index));
-      node.addEventListener("keydown", (event) => {
-        if (event.key !== "Enter" && event.key !== " ") return;
-        event.preventDefault();
-        this.openCard(node, index);
-      });
-      return node;
-    });
-  }
-
-  openCard(owner, index) {
-    const reopened = this.card?.owner === owner;
-    this.closeCard();
-    if (reopened) return;
-    const { filled } = this.state;
-    const blank = filled.blanks[index];
-    const title = text("blanks.choices", { number: index + 1 });
-    const node = element("div", { class: "glm-card", id: "glm-card", role: "dialog", "aria-label": title });
-    node.append(element("div", { class: "glm-card-title" }, title, button("close", "close", () => this.closeCard())));
-    const offered = choices(blank);
-    for (const choice of offered) {
-      const attributes = { type: "button", class: "glm-choice", "aria-pressed": String(choice.text === blank.text) };
-      const words = element("span", { class: "glm-choice-text" }, choice.text.trim() || text("blanks.nothing"));
-      const take = element("button", { ...attributes, click: () => this.take(index, choice) }, words);
-      const chance = percent(choice.logprob);
-      if (chance) {
-        take.append(element("span", { class: "glm-choice-chance" }, text("blanks.probability", { percent: chance })));
-        take.append(element("span", { class: "glm-bar", style: `--share: ${Math.exp(choice.logprob)}` }));
-      }
-      node.append(take);
-    }
-    let remark = null;
-    if (offered.length < 2) remark = blank.alternatives.length < 2 ? "blanks.no.choices" : "blanks.same";
-    else if (index < filled.blanks.length - 1) remark = "blanks.later";
-    if (remark) node.append(element("p", { class: "glm-detail" }, text(remark, { count: blank.alternatives.length })));
-    node.addEventListener("keydown", (event) => {
-      const all = [...node.querySelectorAll("button")];
-      const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
-      if (event.key === "Escape") this.closeCard();
-      else if (step) all[(all.indexOf(document.activeElement) + step + all.length) % all.length].focus();
-      else return;
-      event.preventDefault();
-    });
-    owner.setAttribute("aria-expanded", "true");
-    this.result.append(node);
-    const [box, spot] = [this.result.getBoundingClientRect(), owner.getClientRects()[0]];
-    node.style.left = `${Math.max(0, Math.min(spot.left - box.left, box.width - node.offsetWidth))}px`;
-    node.style.top = `${owner.getBoundingClientRect().bottom - box.top + 6}px`;
-    this.card = { node, owner };
-    (node.querySelector(".glm-choice[aria-pressed=true]") ?? node.querySelector("button")).focus({ preventScroll: true });
-    node.scrollIntoView({ block: "nearest" });
-  }
-
-  closeCard(refocus = true) {
-    if (!this.card) return;
-    const { node, owner } = this.card;
-    this.card = null;
-    const inside = node.contains(document.activeElement);
-    node.remove();
-    owner.setAttribute("aria-expanded", "false");
-    if (refocus && inside) owner.focus({ preventScroll: true });
-    if (this.stale) this.drawResult();
-  }
-
-  take(index, choice) {
-    const { filled } = this.state;
-    filled.blanks[index].text = choice.text;
-    filled.changed = true; // the page's own composition from here on
-    filled.result = null;
-    memory.write(MEMORY, this.state);
-    this.drawResult();
-    document.getElementById(`glm-fill-${index}`)?.focus({ preventScroll: true });
-  }
-
   showControls() {
     const running = Boolean(this.running);
     const focused = [this.fillButton, this.stopButton].includes(document.activeElement);
     this.fillButton.hidden = running;
-    this.fillButton.disabled = !this.input.value.trim();
+    this.fillButton.disabled = !this.editor.text.trim();
     this.stopButton.hidden = !running;
     this.stopButton.disabled = Boolean(this.running?.run?.cancelled);
-    this.clearButton.disabled = !this.input.value && !this.state.filled;
+    this.clearButton.disabled = !this.editor.text && !this.state.filled;
     if (focused) (running ? this.stopButton : this.fillButton).focus({ preventScroll: true });
   }
 }

@@ -25,6 +25,10 @@ function preferred() {
 }
 
 export const languages = data.languages;
+
+/** The sampling presets by name: {temperature, top_k, ...}. */
+export const presets = data.presets;
+
 export const currentLanguage = () => language;
 
 /** The text of `key` in the page's language, with {name}s replaced. */
@@ -34,9 +38,17 @@ export function text(key, values = {}) {
   return found.replace(/\{(\w+)\}/g, (all, name) => values[name] ?? all);
 }
 
+/** Whether there is such a text: for words that the server sends and a newer one may have more of. */
+export const isText = (key) => key in data.texts[language];
+
 /** The sentence for an error kind; a kind that this page does not know yet is an internal error to a person. */
 export function errorText(kind) {
   return (data.errors[kind] ?? data.errors.internal)[language];
+}
+
+/** What a visitor can do about an error of this kind. */
+export function errorStep(kind) {
+  return (data.errors[kind] ?? data.errors.internal).step[language];
 }
 
 /** Examples of a pane in every language, the page's own first: [{language, text}]. */

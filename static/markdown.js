@@ -4,19 +4,35 @@
 import { bind } from "./language.js";
 import { copy, element, icon } from "./dom.js";
 
-/** Renders `source` into `container`. Blocks whose source did not change since the last call are kept, so that a long
- *  answer costs only its last block at each step. */
+/** Renders `source` into `container`. Blocks whose source did not change since the last call are kept, and a list or a code
+ *  block that only grew keeps what it has, so that a long answer costs only what is new at each step. */
 export function render(container, source) {
   const blocks = split(source);
   const kept = container.glmBlocks ?? [];
   let same = 0;
-  while (same < blocks.length && same < kept.length && kept[same] === key(blocks[same])) same += 1;
+  while (same < blocks.length && same < kept.length && key(kept[same]) === key(blocks[same])) same += 1;
+  if (same < blocks.length && same < kept.length && grow(container.childNodes[same], kept[same], blocks[same])) same += 1;
   while (container.childNodes.length > same) container.lastChild.remove();
   for (const block of blocks.slice(same)) container.append(draw(block));
-  container.glmBlocks = blocks.map(key);
+  container.glmBlocks = blocks;
 }
 
 const key = (block) => JSON.stringify(block);
+
+/** Changes the node of a list or a code block into that of `block`; false where it has to be drawn anew. */
+function grow(node, old, block) {
+  if (old.kind !== block.kind) return false;
+  if (block.kind === "code" && old.language === block.language) {
+    node.querySelector("code").textContent = block.text;
+    return true;
+  }
+  if (block.kind !== "list" || old.ordered !== block.ordered || old.start !== block.start) return false;
+  let same = 0;
+  while (same < block.items.length && old.items[same] === block.items[same]) same += 1;
+  while (node.childNodes.length > same) node.lastChild.remove();
+  node.append(...block.items.slice(same).map(listItem));
+  return true;
+}
 
 /** Cuts the source into blocks: {kind: "code"|"heading"|"list"|"quote"|"rule"|"paragraph", ...}. */
 export function split(source) {
@@ -83,18 +99,21 @@ function draw(block) {
   if (block.kind === "heading") return element(`h${Math.min(6, block.level + 2)}`, {}, ...inline(block.text));
   if (block.kind === "list") {
     const list = element(block.ordered ? "ol" : "ul", block.ordered && block.start !== 1 ? { start: block.start } : {});
-    list.append(...block.items.map((text) => element("li", {}, ...inline(text))));
+    list.append(...block.items.map(listItem));
     return list;
   }
   return element("p", {}, ...inline(block.text));
 }
 
+const listItem = (text) => element("li", {}, ...inline(text));
+
 function code(block) {
+  const words = element("code", {}, block.text); // its text may grow
   const button = element("button", { type: "button", class: "glm-quiet glm-code-copy" }, icon("copy"));
   bind(button, "copy.code", {}, "label");
   bind(button, "copy.code", {}, "title");
   button.addEventListener("click", async () => {
-    if (await copy(block.text)) {
+    if (await copy(words.textContent)) {
       button.replaceChildren(icon("check"));
       setTimeout(() => button.replaceChildren(icon("copy")), 1500);
     }
@@ -103,7 +122,7 @@ function code(block) {
     "div",
     { class: "glm-code" },
     element("div", { class: "glm-code-head" }, element("span", {}, block.language), button),
-    element("pre", { tabindex: "0" }, element("code", {}, block.text)),
+    element("pre", { tabindex: "0" }, words),
   );
 }
 

@@ -10,6 +10,8 @@
 Knows nothing of the web or of the model. Every failure that a person or a machine causes is a `StorageError`.
 """
 
+# The tables that `models` refers to must be known before the first query.
+from storage import review_tables, staff_tables, training_tables  # noqa: F401
 from storage.conversations import Page
 from storage.database import Database
 from storage.errors import StorageError

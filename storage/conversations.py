@@ -5,21 +5,25 @@ A visitor's functions see only that visitor's rows: another's look like missing 
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, delete, exists, func, insert, or_, select, tuple_, update
+from sqlalchemy import ColumnElement, Connection, exists, func, insert, or_, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute, selectinload
 
 from storage.database import Database
+from storage.erasure import erase_runs, erase_shares
 from storage.errors import StorageError
-from storage.models import Blank, Conversation, Feedback, Run
+from storage.identifier import new_id
+from storage.models import Conversation, Run, Share
+from storage.staff_tables import AuditEntry, entry
 
 TITLE_CHARACTERS = 200
+
+INSERT_CONVERSATION = insert(Conversation.__table__)
 
 Row = TypeVar("Row")
 
@@ -43,14 +47,17 @@ class Conversations:
         self.database = database
         self.clock = clock
 
-    async def create_conversation(self, visitor: str, kind: str, title: str = "", id: str | None = None) -> str:
+    async def create_conversation(
+        self, visitor: str, kind: str, title: str = "", id: str | None = None, moment: datetime | None = None
+    ) -> str:
         """A new conversation; returns its id, drawn at random unless given. `kind`: chat, blanks, complete or api.
 
-        A title longer than 200 characters is cut. Raises `StorageError("conflict")` if the id is taken.
+        A title longer than 200 characters is cut. `moment`: when it began, if that was before. Raises
+        `StorageError("conflict")` if the id is taken.
         """
-        now = self.clock()
+        now = moment or self.clock()
         values = {
-            "id": id or secrets.token_urlsafe(15),
+            "id": id or new_id(15),
             "visitor": visitor,
             "kind": kind,
             "title": title[:TITLE_CHARACTERS],
@@ -58,11 +65,11 @@ class Conversations:
             "updated": now,
         }
 
-        async def work(session: AsyncSession) -> str:
-            await session.execute(insert(Conversation).values(values))
+        def work(connection: Connection) -> str:
+            connection.execute(INSERT_CONVERSATION, values)
             return values["id"]
 
-        return await self.database.write(work)
+        return await self.database.write_together(work)
 
     async def rename_conversation(self, id: str, visitor: str, title: str) -> None:
         """Raises `StorageError("not_found")`."""
@@ -76,7 +83,8 @@ class Conversations:
         await self.database.write(work)
 
     async def delete_conversation(self, id: str, visitor: str) -> None:
-        """Delete its title and every text of its runs; rows, counts and timings stay.
+        """Delete its title and every text of its runs (see `storage.erasure`), and end its shared pages; rows, counts and timings
+        stay. Leaves an audit entry.
 
         A run still under way will end without its text being kept. Raises `StorageError("not_found")`.
         """
@@ -87,24 +95,27 @@ class Conversations:
             result = await session.execute(statement.values(title="", deleted=now))
             if result.rowcount == 0:
                 raise no_conversation()
+            runs = list(await session.scalars(select(Run.id).where(Run.conversation_id == id).order_by(Run.created)))
+            erased = await erase_runs(session, runs, now)
+            pages = await erase_shares(session, [Share.conversation_id == id], now)
+            details = {**erased.as_dict(), "conversations": 1, "shared_pages": erased.shared_pages + pages}
             await session.execute(
-                update(Run).where(Run.conversation_id == id).values(prompt=None, output=None, deleted=now)
+                insert(AuditEntry).values(entry(now, "visitor", "delete", "conversation", id, details))
             )
-            runs = select(Run.id).where(Run.conversation_id == id)
-            await session.execute(delete(Blank).where(Blank.run_id.in_(runs)))
-            await session.execute(update(Feedback).where(Feedback.run_id.in_(runs)).values(comment=""))
 
         await self.database.write(work)
 
     async def get_conversation(self, id: str, visitor: str | None) -> Conversation:
-        """With its `runs` in order of time (without blanks). `visitor` None asks for staff, who may see any.
+        """With its `runs` in order of time and their `feedback` (without blanks). `visitor` None asks for staff, who may see any.
 
         Raises `StorageError("not_found")`.
         """
 
         async def work(session: AsyncSession) -> Conversation:
             statement = select(Conversation).where(*own_conversation(id, visitor))
-            found = await session.scalar(statement.options(selectinload(Conversation.runs)))
+            # A visitor doesn't see the runs of which nothing is left.
+            runs = Conversation.runs if visitor is None else Conversation.runs.and_(Run.deleted.is_(None))
+            found = await session.scalar(statement.options(selectinload(runs).selectinload(Run.feedback)))
             if found is None:
                 raise no_conversation()
             return found

@@ -2,7 +2,8 @@
 
 Kinds: `database_newer` (a newer program has migrated it), `database_unavailable` (not reachable, locked, read-only,
 damaged or not migrated), `disk_full`, `not_found` (no such row, or not the asking visitor's), `conflict` (the row is
-there already).
+there already, or somebody was faster), `bad_request` (what is asked for makes no sense, and the message names the field),
+`too_large` (more than one call takes).
 """
 
 from __future__ import annotations
@@ -15,20 +16,31 @@ from pathlib import Path
 
 from sqlalchemy import exc
 
-KINDS = ("database_newer", "database_unavailable", "disk_full", "not_found", "conflict")
+KINDS = (
+    "database_newer",
+    "database_unavailable",
+    "disk_full",
+    "not_found",
+    "conflict",
+    "bad_request",
+    "too_large",
+)
 
 # SQLite reports ENOSPC as FULL only in a write of its own; failing to grow the shared-memory file is an IOERR.
 ALMOST_NOTHING_FREE = 1 << 20
 
 
 class StorageError(Exception):
-    """`kind` is one of `KINDS`; `str(error)` is a sentence for a person, without paths, SQL or passwords."""
+    """`kind` is one of `KINDS`; `str(error)` is a sentence for a person, without paths, SQL or passwords. `field`, `limit`: of
+    what was asked for, if the message is about one."""
 
-    def __init__(self, kind: str, message: str) -> None:
+    def __init__(self, kind: str, message: str, *, field: str | None = None, limit: int | None = None) -> None:
         assert kind in KINDS, kind
         super().__init__(kind, message)
         self.kind = kind
         self.message = message
+        self.field = field
+        self.limit = limit
 
     def __str__(self) -> str:
         return self.message
@@ -86,6 +98,8 @@ def _from_driver(original: BaseException | None, file: Path | None) -> StorageEr
         return StorageError("database_unavailable", "The database has no tables yet: it must be migrated first.")
     if state == "3D000":
         return StorageError("database_unavailable", "The database server has no database of this name.")
+    if state in ("40001", "40P01", "55P03"):
+        return StorageError("database_unavailable", "The database was busy with the same rows: try again.")
     if state[:2] == "28":
         return StorageError("database_unavailable", "The database server refused the user name or password.")
     if state[:2] in ("08", "53", "55", "57", "58", "XX"):

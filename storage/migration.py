@@ -115,6 +115,7 @@ def _sqlite_transaction(address: Address) -> Iterator[Connection]:
         # SQLite changes a table by copying it and dropping the old one, which would delete every row that refers to it.
         connection.execute("PRAGMA journal_mode=WAL").close()
         connection.execute("PRAGMA foreign_keys=OFF").close()
+        connection.execute("PRAGMA secure_delete=ON").close()
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:

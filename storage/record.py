@@ -1,4 +1,5 @@
-"""What the program keeps and asks for: runs, blanks, feedback, model versions, and (inherited) conversations.
+"""What the program keeps and asks for: runs, blanks, feedback, model versions, and (inherited) conversations,
+shared pages, votes and staff.
 
 A run is written when it is accepted, before anything is generated, and finalised exactly once; after a crash,
 `interrupt_unfinished` ends what was under way. A visitor's functions see only that visitor's rows: another's look like
@@ -8,24 +9,58 @@ missing ones (`StorageError("not_found")`). Rows are returned detached (see `sto
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import selectinload
 
+from storage import search
 from storage.columns import is_clean
-from storage.conversations import Conversations, no_conversation, own_conversation, utc_now
+from storage.conversations import Conversations, no_conversation, utc_now
 from storage.database import Database
+from storage.datasets import Datasets
+from storage.disk import DiskState, disk_state, used_bytes
 from storage.errors import StorageError
+from storage.evaluations import Evaluations
+from storage.facets import Facets
+from storage.lineage import Lineage
 from storage.models import FINAL, UNFINISHED, Blank, Conversation, Feedback, ModelVersion, Run
+from storage.opinions import count_opinions
+from storage.presence import ABANDONED
+from storage.queue import Queue
+from storage.retention import Retention
+from storage.reviews import Reviews
+from storage.run_details import Details
+from storage.shares import Shares
+from storage.staff import StaffRecord
+from storage.statistics import Statistics
+from storage.training_runs import TrainingRuns
+from storage.visitors import Visitors
+from storage.votes import Votes
 
-# The hot writes go through the tables, not the mapped classes: no ORM bookkeeping, and the column types work the same.
-RUN, BLANK = Run.__table__, Blank.__table__
+# The hot writes go through the tables, not the mapped classes, and through statements that are made once: that is most of what
+# a write costs. The column types work the same. What an UPDATE sets are the parameters that have a column's name.
+RUN, BLANK, CONVERSATION = Run.__table__, Blank.__table__, Conversation.__table__
+USE_CONVERSATION = update(CONVERSATION).where(
+    CONVERSATION.c.id == bindparam("conversation"),
+    CONVERSATION.c.visitor == bindparam("owner"),
+    CONVERSATION.c.deleted.is_(None),
+)
+INSERT_RUN = insert(RUN)
+INSERT_BLANK = insert(BLANK)
+START_RUN = update(RUN).where(RUN.c.id == bindparam("run"), RUN.c.status == "accepted")
+# The lock is for PostgreSQL: a deletion of the conversation must come wholly before or wholly after the end of a run.
+LOCK_RUN = (
+    select(RUN.c.status, RUN.c.created, RUN.c.deleted, RUN.c.prompt, RUN.c.number)
+    .where(RUN.c.id == bindparam("run"))
+    .with_for_update()
+)
+END_RUN = update(RUN).where(RUN.c.id == bindparam("run"), RUN.c.status.in_(UNFINISHED))
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +75,23 @@ class FilledBlank:
     alternatives: Sequence[Mapping[str, Any]] = field(default_factory=list)
 
 
-class Record(Conversations):
+class Record(
+    Queue,
+    Facets,
+    Reviews,
+    Details,
+    TrainingRuns,
+    Evaluations,
+    Datasets,
+    Lineage,
+    Visitors,
+    Retention,
+    Statistics,
+    Shares,
+    Votes,
+    StaffRecord,
+    Conversations,
+):
     """The record kept in `database`.
 
     `clock` gives moments with a time zone; `server` names this process among several that share one database, so that a
@@ -88,19 +139,22 @@ class Record(Conversations):
         seed: int | None = None,
         model_version: int | None = None,
         client: str = "web",
+        moment: datetime | None = None,
+        texts: bool = True,
     ) -> None:
         """Write an accepted run; only when this has returned may generation start.
 
-        `seed` lies in 0 .. 2**64 - 1 (ValueError otherwise). Raises `StorageError`: `conflict` if the id is taken,
+        `seed` lies in 0 .. 2**64 - 1 (ValueError otherwise). `moment`: when it was accepted, if that was before; `texts` False
+        keeps the row without what was said, as of a deleted conversation. Raises `StorageError`: `conflict` if the id is taken,
         `not_found` if the conversation is not this visitor's or is deleted, `disk_full`, `database_unavailable`.
         """
         _check_seed(seed)
-        now = self.clock()
+        now = moment or self.clock()
         values = {
             "id": id,
             "visitor": visitor,
             "mode": mode,
-            "prompt": prompt,
+            "prompt": prompt if texts else None,
             "parameters": dict(parameters),
             "conversation_id": conversation,
             "seed": seed,
@@ -109,27 +163,27 @@ class Record(Conversations):
             "server": self.server,
             "status": "accepted",
             "created": now,
+            "deleted": None if texts else now,
             "repaired": not is_clean(prompt),
         }
 
-        async def work(session: AsyncSession) -> None:
+        def work(connection: Connection) -> None:
             if conversation is not None:
-                used = update(Conversation).where(*own_conversation(conversation, visitor)).values(updated=now)
-                if (await session.execute(used)).rowcount == 0:
+                used = {"conversation": conversation, "owner": visitor, "updated": now}
+                if connection.execute(USE_CONVERSATION, used).rowcount == 0:
                     raise no_conversation()
-            await session.execute(insert(RUN).values(values))
+            connection.execute(INSERT_RUN, values)
 
-        await self.database.write(work)
+        await self.database.write_together(work)
 
-    async def start_run(self, id: str) -> bool:
-        """Mark an accepted run as running; False if it is not (or no longer) waiting."""
-        now = self.clock()
+    async def start_run(self, id: str, moment: datetime | None = None) -> bool:
+        """Mark an accepted run as running, since now or `moment`; False if it is not (or no longer) waiting."""
+        values = {"run": id, "status": "running", "started": moment or self.clock()}
 
-        async def work(session: AsyncSession) -> bool:
-            statement = update(RUN).where(Run.id == id, Run.status == "accepted").values(status="running", started=now)
-            return (await session.execute(statement)).rowcount == 1
+        def work(connection: Connection) -> bool:
+            return connection.execute(START_RUN, values).rowcount == 1
 
-        return await self.database.write(work)
+        return await self.database.write_together(work)
 
     async def finalise_run(
         self,
@@ -149,16 +203,18 @@ class Record(Conversations):
         total_milliseconds: float | None = None,
         seed: int | None = None,
         fingerprint: Mapping[str, Any] | None = None,
+        moment: datetime | None = None,
     ) -> bool:
         """End a run with its output and blanks, in one transaction; True for the one call that did it.
 
         `status`: done, cancelled, error or interrupted. A run that is final already is left as it is, and the answer is
         False. `seed` is given only if it was drawn after acceptance; `total_milliseconds` defaults to the time since.
-        Raises `StorageError("not_found")` for a run that was never accepted.
+        `moment`: when it ended, if that was before. Raises `StorageError("not_found")` for a run that was never accepted.
         """
         assert status in FINAL, status
         _check_seed(seed)
-        now = self.clock()
+        now = moment or self.clock()
+        mean = _mean([value for blank in blanks for value in blank.logprobs])
         values: dict[str, Any] = {
             "status": status,
             "finished": now,
@@ -169,7 +225,8 @@ class Record(Conversations):
             "prompt_tokens": prompt_tokens,
             "new_tokens": new_tokens,
             "largest_batch": largest_batch,
-            "mean_logprob": _mean([value for blank in blanks for value in blank.logprobs]),
+            "mean_logprob": mean,
+            "uncertainty": -1.0 if mean is None else -mean,
             "queue_milliseconds": queue_milliseconds,
             "first_token_milliseconds": first_token_milliseconds,
             "total_milliseconds": total_milliseconds,
@@ -180,33 +237,47 @@ class Record(Conversations):
         if not is_clean(output) or not is_clean([[blank.text, blank.alternatives] for blank in blanks]):
             values["repaired"] = True
 
-        async def work(session: AsyncSession) -> bool:
-            # The lock is for PostgreSQL: a deletion of the conversation must come wholly before or wholly after this.
-            state = select(Run.status, Run.created, Run.deleted).where(Run.id == id).with_for_update()
-            run = (await session.execute(state)).one_or_none()
+        rows = [_row(id, blank) for blank in blanks]
+
+        def work(connection: Connection) -> bool:
+            run = connection.execute(LOCK_RUN, {"run": id}).one_or_none()
             if run is None:
                 raise _no_run()
             if run.status not in UNFINISHED:
                 return False
+            changes = values | {"run": id}
             if total_milliseconds is None:
-                values["total_milliseconds"] = (now - run.created).total_seconds() * 1000
+                changes["total_milliseconds"] = (now - run.created).total_seconds() * 1000
             if run.deleted is not None:
-                values["output"] = None
-            ended = update(RUN).where(Run.id == id, Run.status.in_(UNFINISHED)).values(values)
-            if (await session.execute(ended)).rowcount != 1:
+                changes |= {"output": None, "error_message": None}
+            texts = search.texts_of(run.prompt, output)
+            if run.deleted is None:
+                changes["language"] = search.language_of(texts)
+            if connection.execute(END_RUN, changes).rowcount != 1:
                 return False
-            if blanks and run.deleted is None:
-                await session.execute(insert(BLANK), [_row(id, blank) for blank in blanks])
+            if run.deleted is None:
+                if rows:
+                    connection.execute(INSERT_BLANK, rows)
+                for statement, found in search.entry(self.database.dialect, run.number, texts, new=True):
+                    connection.execute(statement, found)
             return True
 
-        return await self.database.write(work)
+        return await self.database.write_together(work)
 
-    async def interrupt_unfinished(self) -> int:
-        """At start, before the first request: end what an earlier process of this `server` left; returns how many."""
+    async def interrupt_unfinished(self, others: Collection[str] | None = None) -> int:
+        """At start, before the first request: end what earlier processes left; returns how many runs.
+
+        `others`: the names of all other servers that run now: whatever else is unfinished has been left. Where that isn't known
+        (None), this `server`'s own runs are ended, those of no server, and other servers' that are older than a day.
+        """
         now = self.clock()
+        if others is None:
+            left = or_(Run.server.in_((self.server, "")), Run.created < now - ABANDONED)
+        else:
+            left = Run.server.not_in(others)
         statement = (
             update(RUN)
-            .where(Run.status.in_(UNFINISHED), Run.server == self.server)
+            .where(Run.status.in_(UNFINISHED), left)
             .values(
                 status="interrupted",
                 finished=now,
@@ -216,7 +287,9 @@ class Record(Conversations):
         )
 
         async def work(session: AsyncSession) -> int:
-            return (await session.execute(statement)).rowcount
+            ended = list(await session.scalars(statement.returning(Run.id)))
+            await search.index_runs(session, ended, new=True)
+            return len(ended)
 
         return await self.database.write(work)
 
@@ -237,6 +310,14 @@ class Record(Conversations):
             if found is None:
                 raise _no_run()
             return found
+
+        return await self.database.read(work)
+
+    async def has_run(self, id: str) -> bool:
+        """Whether there is a run with this id, whoever's it is."""
+
+        async def work(session: AsyncSession) -> bool:
+            return await session.scalar(select(Run.id).where(Run.id == id)) is not None
 
         return await self.database.read(work)
 
@@ -266,11 +347,28 @@ class Record(Conversations):
             statement = self._insert(Feedback).values(new)
             statement = statement.on_conflict_do_update(index_elements=["run_id", "visitor"], set_=changes)
             await session.execute(statement)
+            await count_opinions(session, [run])
             return await session.get_one(Feedback, (run, visitor))
 
         return await self.database.write(work)
 
+    async def check_writable(self) -> None:
+        """Write something that changes nothing. Raises `StorageError` if the database takes no writes."""
+
+        def work(connection: Connection) -> None:
+            connection.exec_driver_sql("UPDATE alembic_version SET version_num = version_num")
+
+        await self.database.write_together(work)
+
     # Numbers
+
+    async def used_bytes(self) -> int:
+        """What the database takes now, see `storage.disk`. Raises `StorageError`."""
+        return await used_bytes(self.database)
+
+    async def disk_state(self, quota: int = 0) -> DiskState:
+        """The room that the record takes, its growth, and when it will be full. Raises `StorageError`."""
+        return await disk_state(self.database, self.clock(), quota)
 
     async def counts(self) -> dict[str, Any]:
         """How much there is: conversations, runs (all and by status), blanks, feedback, model versions, new tokens."""

@@ -2,4 +2,4 @@
 
 import pytest
 
-pytest.register_assert_rewrite("tests.server")
+pytest.register_assert_rewrite("tests.server", "tests.browser.desk")

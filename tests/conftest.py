@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 # Many small processes on few cores: one thread each is faster and steadier than two that wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# What a server keeps where nothing else is said must not land among a person's own files.
+_DATA_HOME = tempfile.TemporaryDirectory(prefix="glm-tests-")
+os.environ["XDG_DATA_HOME"] = _DATA_HOME.name
 
 HERE = Path(__file__).resolve().parent
 FULL_REFERENCE = HERE.parent.parent / "shared" / "reference" / "glm130b"

@@ -5,6 +5,10 @@ A test file takes the fixtures over by name: `address, record = databases.addres
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -62,3 +66,16 @@ async def refused(awaitable: Awaitable[Any]) -> str:
         await awaitable
     assert str(caught.value).endswith(".")
     return caught.value.kind
+
+
+def small_disk(folder: Path, size: str) -> list[str]:
+    """The beginning of a command line: what follows runs with a file system of this size mounted at `folder`.
+
+    It lies in a mount name space of its own, which goes when the process does. Skips the test where that can't be had.
+    """
+    alone = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
+    mount = f"mount -t tmpfs -o size={size} none {shlex.quote(str(folder))}"
+    tried = shutil.which("unshare") and subprocess.run([*alone, "sh", "-c", mount], capture_output=True)
+    if not tried or tried.returncode != 0:
+        pytest.skip("a small file system can't be mounted here")
+    return [*alone, "sh", "-c", f'{mount} && exec "$@"', "sh"]

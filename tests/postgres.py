@@ -14,6 +14,7 @@ import tempfile
 import uuid
 from pathlib import Path
 
+import psutil
 import pytest
 from sqlalchemy import URL, NullPool, create_engine, make_url
 
@@ -21,10 +22,14 @@ NO_SERVER = "no PostgreSQL: install its server (Debian: apt-get install postgres
 
 
 class Server:
-    """A throwaway server on a socket in its own folder (no port to collide with), stopped when Python exits."""
+    """A throwaway server on a socket in its own folder (no port to collide with), stopped when Python exits.
 
-    def __init__(self, programs: Path) -> None:
+    `durable`: a commit waits for the disk, as a server in use does it.
+    """
+
+    def __init__(self, programs: Path, durable: bool = False) -> None:
         self.programs = programs
+        self.durable = durable
         # PostgreSQL refuses to run as root; its package has made a user for it, who must be able to reach the folder.
         self.user = "postgres" if os.geteuid() == 0 else None
         self.folder = Path(tempfile.mkdtemp(prefix="glm-postgres-"))
@@ -41,13 +46,23 @@ class Server:
     def start(self) -> None:
         # A time zone that is not UTC, so that a moment which is stored or read without its zone is wrong.
         options = (
-            f"-k {self.folder} -c listen_addresses='' -c fsync=off -c max_connections=200 -c timezone=Asia/Shanghai"
+            f"-k {self.folder} -c listen_addresses='' -c fsync={'on' if self.durable else 'off'} "
+            "-c max_connections=200 -c timezone=Asia/Shanghai"
         )
         self._run("pg_ctl", "-w", "-o", options, "-l", str(self.folder / "log"), "start")
 
     def stop(self, mode: str) -> None:
         """`mode`: fast, or immediate, which is what a killed server looks like to its clients."""
         self._run("pg_ctl", "-w", "-m", mode, "stop")
+
+    def kill(self) -> None:
+        """SIGKILL to every process of the server, as by a machine that runs out of memory."""
+        number = int((self.folder / "data" / "postmaster.pid").read_text().split()[0])
+        postmaster = psutil.Process(number)
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        for process in processes:
+            process.kill()
+        psutil.wait_procs(processes, timeout=60)
 
     def remove(self) -> None:
         atexit.unregister(self.remove)
@@ -76,12 +91,12 @@ def installed() -> Path | None:
     return Path(found).parent if found else None
 
 
-def own_server() -> Server:
+def own_server(durable: bool = False) -> Server:
     """A throwaway server for the caller alone, who may stop and start it; skips the test if there are no programs."""
     programs = installed()
     if programs is None:
         pytest.skip(NO_SERVER)
-    return Server(programs)
+    return Server(programs, durable)
 
 
 @functools.cache

@@ -126,24 +126,28 @@ class Engine:
         self.model = checkpoint.load(folder, ranks=ranks, quantize=quantize).requires_grad_(False)
         config = self.model.config
         self._slots, self._positions = slots, config.positions
-        self._limits = Limits(
+        self.limits = Limits(
             "reference", "", "fp32", "cpu", "", config.positions, slots, config.vocabulary, 1, ranks.size
         )
         self._runner = Runner(self.model, slots, config.positions)
 
     def run(self, prompts: Sequence[Prompt], sampling: Sampling, never: Iterable[int] = ()) -> list[list[Result]]:
         """The results of each prompt, which run together."""
-        scheduler = Scheduler(self._limits, self.tokenizer)
-        sampler = Sampler(self._limits.vocabulary, list(never), self.tokenizer.eop, torch.device("cpu"))
-        for number, prompt in enumerate(prompts):
-            scheduler.add(Request(str(number), prompt, sampling))
+        return self.finish([Request(str(number), prompt, sampling) for number, prompt in enumerate(prompts)], never)
+
+    def finish(self, requests: Sequence[Request], never: Iterable[int] = ()) -> list[list[Result]]:
+        """The results of each request, which run together."""
+        scheduler = Scheduler(self.limits, self.tokenizer)
+        sampler = Sampler(self.limits.vocabulary, list(never), self.tokenizer.eop, torch.device("cpu"))
+        for request in requests:
+            scheduler.add(request)
         found: dict[str, list[Result]] = {}
         while (plan := scheduler.plan()) is not None:
             outcome = self._runner.run(plan, sampler, self.tokenizer.end_ids)
             for end in scheduler.book(plan, outcome).ends:
                 found[end.id] = list(end.results)
         assert scheduler.free_slots == self._slots
-        return [found[str(number)] for number in range(len(prompts))]
+        return [found[request.id] for request in requests]
 
 
 def recorded_prompt(ids: Sequence[int], gmask: bool, mask_position: int) -> Prompt:

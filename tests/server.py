@@ -16,8 +16,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +110,27 @@ class Thread(Address):
 class Program(Address):
     """`python -m app` as a process of its own."""
 
-    def __init__(self, model: Path, database: Path, *flags: str, environment: dict[str, str] | None = None) -> None:
-        arguments = [sys.executable, "-m", "app", "--port", "0", "--model", str(model), "--database", str(database)]
+    def __init__(
+        self,
+        model: Path,
+        database: Path | str,
+        *flags: str,
+        environment: dict[str, str] | None = None,
+        before: Sequence[str] = (),
+    ) -> None:
+        """`before`: the beginning of the command line, of a program that becomes this one."""
+        arguments = [
+            *before,
+            sys.executable,
+            "-m",
+            "app",
+            "--port",
+            "0",
+            "--model",
+            str(model),
+            "--database",
+            str(database),
+        ]
         self.process = subprocess.Popen(
             [*arguments, "--threads", "1", *flags],
             stdout=subprocess.PIPE,
@@ -122,7 +141,11 @@ class Program(Address):
         )
         self._said: tuple[str, str] | None = None
         assert self.process.stdout is not None
-        self.line = self.process.stdout.readline()
+        # Byte by byte: what a buffered reader had taken beyond the line, `communicate` would not see.
+        line = bytearray()
+        while not line.endswith(b"\n") and (piece := os.read(self.process.stdout.fileno(), 1)):
+            line += piece
+        self.line = line.decode()
         found = re.search(r"http://127\.0\.0\.1:(\d+)/", self.line)
         if found is None:
             raise AssertionError(f"no address: {self.line!r} {self.process.communicate(timeout=PATIENCE)}")
@@ -145,8 +168,9 @@ class Program(Address):
 class Client:
     """One websocket with its events sorted by what they answer. Use as `async with Client(address) as client`."""
 
-    def __init__(self, address: Address, cookie: str | None = None, **arguments: Any) -> None:
+    def __init__(self, address: Address, cookie: str | None = None, key: str | None = None, **arguments: Any) -> None:
         headers = {"Cookie": cookie} if cookie else {}
+        headers |= {"Authorization": f"Bearer {key}"} if key else {}
         self._connecting = connect(
             address.ws, additional_headers=headers, max_size=None, compression=None, open_timeout=PATIENCE, **arguments
         )
@@ -214,6 +238,17 @@ def rows(database: Path, query: str, *arguments: Any) -> list[tuple]:
         return connection.execute(query, arguments).fetchall()
 
 
+@contextmanager
+def serving(settings: Settings) -> Iterator[Thread]:
+    """A server with these settings that is ready; it is stopped at the end."""
+    running = Thread(settings)
+    try:
+        running.wait_until_ready()
+        yield running
+    finally:
+        running.stop()
+
+
 @pytest.fixture(scope="session")
 def long_model(tiny_model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model with room for 4096 tokens, so that a run lasts long enough to be disturbed."""
@@ -233,12 +268,8 @@ def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def server(long_model: Path, database: Path) -> Iterator[Thread]:
     """One server for all tests that don't hurt it."""
-    running = Thread(Settings.create(model=str(long_model), database=str(database)))
-    try:
-        running.wait_until_ready()
+    with serving(Settings.create(model=str(long_model), database=str(database))) as running:
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(scope="session")
@@ -250,9 +281,5 @@ def strict_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def strict(long_model: Path, strict_database: Path) -> Iterator[Thread]:
     """A server with little room and little patience: 2 slots, a queue of 2, no grace, no memory of finished runs."""
     limits = {"slots": 2, "queue": 2, "concurrent_runs": 4, "grace_seconds": 0.1, "finished_runs": 0}
-    running = Thread(Settings.create(model=str(long_model), database=str(strict_database), **limits))
-    try:
-        running.wait_until_ready()
+    with serving(Settings.create(model=str(long_model), database=str(strict_database), **limits)) as running:
         yield running
-    finally:
-        running.stop()

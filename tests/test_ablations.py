@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -40,6 +38,7 @@ from engine.training.ablations import (
 from engine.training.data import Batch, Mixture, pack
 from engine.training.loss import batch_loss
 from engine.training.objective import Objective
+from tests.command_line import call, run
 from tests.test_training import write_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -314,16 +313,11 @@ def test_a_report_of_runs_that_all_diverged(tmp_path: Path) -> None:
 # The command
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess:
-    line = [sys.executable, "-m", "engine", "ablate", *map(str, arguments)]
-    return subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=120)
-
-
 SMALL = ("--steps", 12, "--rows", 2, "--length", 32, "--hidden", 16, "--heads", 2, "--depths", 2, "--rates", "1e-3")
 
 
 def test_the_command_and_its_resumption(tmp_path: Path) -> None:
-    done = command("--out", tmp_path, *SMALL, "--seeds", 1, 2)
+    done = run("engine", "ablate", "--out", tmp_path, *SMALL, "--seeds", 1, 2)
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(": loss ") == 10 and len(read_results(tmp_path)) == 10
     assert [Path(line).name for line in done.stdout.split()] == ["report.md", "report.html", "report.png"]
@@ -336,14 +330,14 @@ def test_the_command_and_its_resumption(tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     before = results.read_text().splitlines()
     results.write_text("\n".join(before)[:-40])
-    done = command("--out", tmp_path, *SMALL, "--seeds", 1, 2, 3, "--variants", "fp16-softmax")
+    done = run("engine", "ablate", "--out", tmp_path, *SMALL, "--seeds", 1, 2, 3, "--variants", "fp16-softmax")
     assert done.returncode == 0, done.stderr
     assert done.stderr.count(": loss ") == 2
     after = results.read_text().splitlines()
     assert after[:9] == before[:9] and len(after) == 11
     again, was = json.loads(after[9]), json.loads(before[9])
     assert again | {"seconds": 0} == was | {"seconds": 0}
-    done = command("--out", tmp_path, *SMALL[2:], "--steps", 13)
+    done = call("engine", "ablate", "--out", tmp_path, *SMALL[2:], "--steps", 13)
     assert (
         done.returncode == 2 and "runs of other settings" in done.stderr and results.read_text().splitlines() == after
     )
@@ -378,16 +372,8 @@ def test_results_that_are_none(tmp_path: Path) -> None:
         (("--variants", "sandwich-ln"), "'sandwich-ln' is not among them"),
     ],
 )
-def test_wrong_arguments_are_told_in_a_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture, arguments: tuple, words: str
-) -> None:
-    from engine.commands.ablate import main
-
-    out = () if not arguments else ("--out", str(tmp_path / "out"))
-    try:
-        status = main([*out, *arguments])
-    except SystemExit as left:
-        status = left.code
-    errors = capsys.readouterr().err
-    assert status == 2 and words in errors and errors.count("\n") == 1
+def test_wrong_arguments_are_told_in_a_line(tmp_path: Path, arguments: tuple, words: str) -> None:
+    out = () if not arguments else ("--out", tmp_path / "out")
+    ended = call("engine", "ablate", *out, *arguments)
+    assert ended.returncode == 2 and words in ended.stderr and ended.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

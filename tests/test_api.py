@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import httpx
 import pytest
 
 from app import errors
+from app.schemas import Generate
+from app.settings import Settings
 from engine import errors as engine_errors
 from storage import errors as storage_errors
 from tests.server import PATIENCE, Client, Thread, eventually, rows
@@ -33,13 +36,11 @@ async def visit(server: Thread) -> tuple[dict[str, str], dict]:
 
 def test_health_and_readiness(server: Thread) -> None:
     assert server.get("/healthz").json() == {"status": "ok"}
-    assert server.get("/readyz").json() == {"status": "ready"}
+    assert server.get("/readyz").json() == {"status": "ready", "record": {"state": "writing", "reason": None}}
 
 
 def test_a_model_that_cant_be_loaded_is_named(long_model: Path, tmp_path: Path) -> None:
     import shutil
-
-    from app.settings import Settings
 
     broken = tmp_path / "broken"
     shutil.copytree(long_model, broken)
@@ -215,6 +216,137 @@ def test_feedback_needs_this_site_and_json(server: Thread, database: Path, visit
     assert send(cookie | json_type | {"Origin": server.http}).status_code == 200
 
 
+async def test_the_cost_is_told_before_anything_is_sent(server: Thread, database: Path) -> None:
+    # The server has a measured pace after its first answers.
+    fill = {
+        "type": "fill",
+        "text": "One [MASK] two [sMASK].",
+        "parameters": {"max_new_tokens": 20, "min_new_tokens": 20},
+    }
+    async with Client(server) as client:
+        done = (await client.run(fill))[-1]
+        before = rows(database, "SELECT count(*) FROM run")
+
+        def ask(**body: object) -> dict:
+            answer = httpx.post(server.http + "/api/estimate", json=body, timeout=PATIENCE)
+            assert answer.status_code == 200, answer.text
+            return answer.json()
+
+        told = ask(**fill)
+        assert told.keys() == {"prompt_tokens", "positions", "new_tokens", "dropped_messages", "seconds", "queued"}
+        assert (told["positions"], told["new_tokens"], told["dropped_messages"], told["queued"]) == (4096, 40, 0, 0)
+        assert done["usage"]["new_tokens"] == 40 and told["prompt_tokens"] < done["usage"]["prompt_tokens"]
+        assert told["seconds"] > 0
+        assert ask(**fill | {"order": "confident"})["seconds"] > told["seconds"]
+        assert ask(**fill | {"id": "x" * 16, "conversation": "none"})["new_tokens"] == 40  # the very message of a run
+        assert ask(type="generate", text="Once upon a time")["new_tokens"] == 256
+        # A conversation that doesn't fit, and long enough to be read beside the event loop.
+        turns = [
+            {"role": ("user", "assistant")[number % 2], "content": f"{number} " + "word " * 150} for number in range(41)
+        ]
+        told = ask(type="chat", messages=turns, parameters={"max_new_tokens": 5})
+        assert told["dropped_messages"] > 0 and told["prompt_tokens"] + told["new_tokens"] <= told["positions"]
+        events = await client.run({"type": "chat", "messages": turns, "parameters": {"max_new_tokens": 5}})
+        [started] = [event for event in events if event["type"] == "started"]
+        assert {name: started[name] for name in ("dropped_messages", "prompt_tokens")} == {
+            name: told[name] for name in ("dropped_messages", "prompt_tokens")
+        }
+    assert rows(database, "SELECT count(*) FROM run") == [(before[0][0] + 1,)], "an estimate is no run"
+
+
+@pytest.mark.parametrize(
+    "body, status, kind, field, limit",
+    [
+        ({}, 422, "bad_request", "type", None),
+        ([], 422, "bad_request", None, None),
+        ({"type": "score", "text": "a [MASK]", "answers": ["b"]}, 422, "bad_request", "type", None),
+        ({"type": "fill", "text": ""}, 422, "bad_request", "text", 1),
+        ({"type": "fill", "text": "a [MASK]", "order": "right"}, 422, "bad_request", "order", None),
+        ({"type": "fill", "text": "[MASK]" * 17, "order": "confident"}, 422, "bad_request", "text", 16),
+        ({"type": "fill", "text": "a [MASK]", "parameters": {"temperature": 9}}, 422, "bad_request", None, 2),
+        ({"type": "fill", "text": "a [NASK]", "parameters": {"max_new_tokens": 9999}}, 422, "bad_request", None, 4095),
+        ({"type": "fill", "text": "a [xMASK]"}, 422, "unknown_mask", "text", None),
+        ({"type": "generate", "text": "word " * 5000}, 422, "prompt_too_long", "text", 4095),
+        ({"type": "chat", "messages": []}, 422, "bad_request", "messages", 1),
+        ({"type": "generate", "text": "x" * 200_001}, 422, "bad_request", "text", 200_000),
+        ({"type": "generate", "text": "x" * 1_000_000}, 413, "too_large", None, 1_000_000),
+        ({"type": "generate", "text": "x" * 4_000_000}, 413, "too_large", None, 4_000_000),
+    ],
+)  # fmt: skip
+def test_estimates_that_are_refused(
+    server: Thread, body: object, status: int, kind: str, field: str | None, limit: int | None
+) -> None:
+    answer = httpx.post(server.http + "/api/estimate", json=body, timeout=PATIENCE)
+    error = answer.json()["error"]
+    assert (answer.status_code, error["kind"], error.get("limit")) == (status, kind, limit), error
+    assert field is None or error["field"] == field
+
+
+def test_an_estimate_needs_this_site_and_json(server: Thread) -> None:
+    def send(headers: dict[str, str], content: bytes = b'{"type": "fill", "text": "a [MASK]"}') -> int:
+        return httpx.post(server.http + "/api/estimate", content=content, headers=headers, timeout=PATIENCE).status_code
+
+    json_type = {"Content-Type": "application/json"}
+    assert send(json_type) == send(json_type | {"Origin": server.http}) == 200
+    assert send(json_type | {"Origin": "http://evil.example"}) == 403
+    assert send({"Content-Type": "text/plain"}) == 422
+    assert send(json_type, b'{"type": "fill", "text": "\xff"}') == 422
+    assert httpx.get(server.http + "/api/estimate", timeout=PATIENCE).status_code == 405
+
+
+def test_only_a_few_long_texts_are_measured_at_the_same_time(server: Thread) -> None:
+    task = Generate(type="generate", text="word " * 1000)
+
+    async def ask_six() -> list:
+        return await asyncio.gather(*(server.service.estimate(task) for _ in range(6)), return_exceptions=True)
+
+    kinds = [getattr(told, "kind", "told") for told in server.call(ask_six())]
+    assert sorted(kinds) == ["rate_limited"] * 2 + ["told"] * 4
+    assert "rate_limited" not in [getattr(told, "kind", "told") for told in server.call(ask_six())][:4]
+
+
+def test_before_anything_was_measured_there_are_no_seconds(long_model: Path, tmp_path: Path) -> None:
+    running = Thread(Settings.create(model=str(long_model), database=str(tmp_path / "glm.db")))
+    try:
+        body = {"type": "generate", "text": "Hello"}
+        first = httpx.post(running.http + "/api/estimate", json=body, timeout=PATIENCE)
+        if first.status_code != 200:  # the model may be there already
+            assert (first.status_code, first.json()["error"]["kind"]) == (503, "not_ready")
+        running.wait_until_ready()
+        told = httpx.post(running.http + "/api/estimate", json=body, timeout=PATIENCE).json()
+        assert told["seconds"] is None and told["new_tokens"] == 256
+    finally:
+        running.stop()
+
+
+async def test_the_order_of_filling_is_kept_with_the_run(server: Thread) -> None:
+    fill = {"type": "fill", "text": "One [MASK] two [MASK].", "parameters": {"max_new_tokens": 4, "seed": 3}}
+    async with Client(server) as client:
+        events = await client.run(fill | {"order": "confident"})
+        left = await client.run(fill | {"order": "left"})
+        cookie = {"Cookie": client.cookie or ""}
+    run = server.get(f"/api/runs/{events[0]['run']}", headers=cookie).json()
+    assert run["parameters"] == {"max_new_tokens": 4, "order": "confident"} and run["status"] == "done"
+    assert [blank["index"] for blank in run["blanks"]] == [0, 1]
+    made = [(event["index"], event["text"]) for event in events if event["type"] == "blank"]
+    assert sorted(made) == [(blank["index"], blank["text"]) for blank in run["blanks"]]
+    run = server.get(f"/api/runs/{left[0]['run']}", headers=cookie).json()
+    assert run["parameters"] == {"max_new_tokens": 4}
+
+
+async def test_too_many_blanks_for_the_order_are_refused_before_there_is_a_run(server: Thread, database: Path) -> None:
+    before = rows(database, "SELECT count(*) FROM run")
+    async with Client(server) as client:
+        await client.send({"type": "fill", "id": "many", "text": "[MASK]" * 17, "order": "confident"})
+        error = await client.receive()
+        await client.send({"type": "fill", "text": "[MASK]", "order": "confident", "parameters": {"num_beams": 2}})
+        beams = await client.receive()
+    assert (error["type"], error["run"], error["id"], error["kind"]) == ("error", None, "many", "bad_request")
+    assert (error["field"], error["limit"]) == ("text", 16)
+    assert (beams["type"], beams["run"], beams["field"]) == ("error", None, "order")
+    assert rows(database, "SELECT count(*) FROM run") == before
+
+
 def test_pages_are_served_with_care(server: Thread) -> None:
     script = server.get("/static/socket.js")
     assert script.status_code == 200 and "javascript" in script.headers["content-type"]
@@ -237,4 +369,13 @@ def test_pages_are_served_with_care(server: Thread) -> None:
 
 def test_the_schema_names_every_route(server: Thread) -> None:
     paths = server.get("/api/openapi.json").json()["paths"]
-    assert {"/healthz", "/readyz", "/api/info", "/api/runs/{run}", "/api/conversations", "/api/feedback"} <= set(paths)
+    own = {
+        "/healthz",
+        "/readyz",
+        "/api/info",
+        "/api/runs/{run}",
+        "/api/conversations",
+        "/api/feedback",
+        "/api/estimate",
+    }
+    assert own <= set(paths)

@@ -32,6 +32,7 @@ from engine.serving.sampling import Sampler
 from engine.serving.scheduler import Scheduler
 from engine.serving.text import never_generated
 from engine.serving.work import Reading, Tree, Work
+from tests.command_line import call
 from tests.lively import make_lively_model
 from tests.test_cli_generate import run as run_command
 
@@ -530,5 +531,5 @@ def test_command(folder: Path) -> None:
     ],
 )
 def test_wrong_arguments(folder: Path, flags: tuple[str, ...], words: str) -> None:
-    found = run_command("generate", "--input-source", "One [MASK]", *flags, model=folder)
+    found = call("engine", "generate", "--input-source", "One [MASK]", *flags, "--model", folder, "--threads", 1)
     assert found.returncode == 2 and words in found.stderr and "Traceback" not in found.stderr and not found.stdout

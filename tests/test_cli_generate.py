@@ -14,6 +14,7 @@ import pytest
 from engine.glm import blanks
 from engine.glm.tokenizer import Tokenizer
 from engine.serving.replica import PACKAGE_ROOT
+from tests.command_line import call
 from tests.lively import make_lively_model
 
 
@@ -46,10 +47,10 @@ def generate(folder: Path, *arguments: str, stdin: str = "") -> subprocess.Compl
 def test_help_and_unknown_commands() -> None:
     found = run("--help")
     assert found.returncode == 0 and "generate" in found.stdout and "train" in found.stdout
-    assert run().returncode == 2
-    found = run("gnerate")
+    assert call("engine").returncode == 2
+    found = call("engine", "gnerate")
     assert found.returncode == 2 and "gnerate" in found.stderr and "generate" in found.stderr
-    found = run("generate", "--help")
+    found = call("engine", "generate", "--help")
     assert found.returncode == 0
     for option in ("--input-source", "--output-path", "--max-new-tokens", "--out-seq-length", "--min-gen-length", "--top-k",
                    "--top-p", "--temperature", "--seed", "--with-id", "--model", "--chat", "--json"):  # fmt: skip
@@ -67,6 +68,32 @@ def test_a_text_with_two_blanks(folder: Path) -> None:
     assert record["text"] == "The {} is {}.".format(*record["blanks"])
     plain = generate(folder, "--input-source", text, "--max-new-tokens", "5", "--seed", "3")
     assert plain.stdout == record["text"] + "\n" and plain.stderr == ""
+
+
+def test_the_most_confident_first(folder: Path, tmp_path: Path) -> None:
+    """More blanks at a time than the slots and the queue of as many plain lines have room for."""
+    texts = ["a [MASK] b [MASK] c [MASK] d [MASK] e [MASK]"] * 12
+    (tmp_path / "texts.txt").write_text("\n".join(texts))
+    options = (
+        "--input-source",
+        str(tmp_path / "texts.txt"),
+        "--json",
+        "--max-new-tokens",
+        "3",
+        "--seed",
+        "4",
+        "--slots",
+        "2",
+    )
+    found = generate(folder, *options, "--order", "confident")
+    assert found.returncode == 0, found.stderr
+    rows = [json.loads(line) for line in found.stdout.splitlines()]
+    left = json.loads(generate(folder, *options).stdout.splitlines()[0])
+    for row in rows:
+        first, second, third, fourth, fifth = row["blanks"]
+        assert row["text"] == f"a {first} b {second} c {third} d {fourth} e {fifth}"
+        assert row["text"] == rows[0]["text"] and row["new_tokens"] > sum(range(1, 6))
+    assert rows[0]["text"] != left["text"]
 
 
 def test_a_file_keeps_its_order_and_loses_no_line(folder: Path, tmp_path: Path) -> None:
@@ -135,15 +162,19 @@ def test_ids_name_the_outputs(folder: Path, tmp_path: Path) -> None:
         (("--input-source", "word " * 300), "tokens; the model takes 255"),
         (("--input-source", "x", "--slots", "0"), "--slots"),
         (("--nonsense",), "--nonsense"),
+        (("--input-source", "x", "--order", "right"), "--order"),
+        (("--input-source", "x", "--order", "confident", "--chat"), "--order is for texts"),
+        (("--input-source", "x", "--order", "confident", "--num-beams", "2"), "Beam search fills from left to right"),
+        (("--input-source", "[MASK]" * 17, "--order", "confident"), "takes 16 blanks; the text has 17"),
     ],
 )  # fmt: skip
 def test_mistakes_are_told_in_a_sentence(folder: Path, arguments: tuple[str, ...], words: str) -> None:
-    found = generate(folder, *arguments)
+    found = call("engine", "generate", *arguments, "--model", folder, "--threads", 1)
     assert found.returncode == 2 and words in found.stderr and found.stdout == "" and "Traceback" not in found.stderr
 
 
 def test_a_model_that_is_none(tmp_path: Path) -> None:
-    found = generate(tmp_path / "nothing", "--input-source", "Hello")
+    found = call("engine", "generate", "--input-source", "Hello", "--model", tmp_path / "nothing")
     assert found.returncode == 2 and "There is no model" in found.stderr and "Traceback" not in found.stderr
 
 

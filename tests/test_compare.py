@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,19 +17,10 @@ from engine.glm.eight_bit import has_onednn
 from engine.glm.quantize_folder import quantize_folder
 from engine.glm.tokenizer import Tokenizer
 from engine.training.quality import compare, perplexity
+from tests.command_line import call, run
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXT = "The capital of France is Paris. 床前明月光，疑是地上霜。\n" * 20
-
-
-def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "engine", "compare", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=240,
-    )
 
 
 def test_perplexity_is_that_of_each_token_given_those_before_it(tiny_model_folder: Path) -> None:
@@ -92,7 +81,7 @@ def test_the_command_prints_a_table(tiny_model_folder: Path, tmp_path: Path) -> 
     (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
     (tmp_path / "questions.jsonl").write_text(json.dumps({"text": "A [MASK].", "answers": ["B"]}) + "\n")
     files = ["--text", tmp_path / "text.txt", "--questions", tmp_path / "questions.jsonl"]
-    ran = command("--model", tiny_model_folder, *files, "--kinds", "int4-g32")
+    ran = run("engine", "compare", "--model", tiny_model_folder, *files, "--kinds", "int4-g32")
     assert ran.returncode == 0, ran.stderr
     head, line, plain, quantised = ([cell.strip() for cell in row.split("|")[1:-1]] for row in ran.stdout.splitlines())
     assert len(head) == len(line) == len(plain) == len(quantised) == 6
@@ -118,11 +107,11 @@ def test_mistakes_in_the_commands_arguments(tiny_model_folder: Path, tmp_path: P
         ([*model, "--text", empty], "less than two tokens"),
         ([*model, "--text", text, "--kinds", "int4-g128"], "64 columns can't be quantised"),
     ):
-        ran = command(*arguments)
+        ran = call("engine", "compare", *arguments)
         assert ran.returncode == 2 and not ran.stdout
         assert ran.stderr.startswith("error: ") and words in ran.stderr
         assert ran.stderr.count("\n") == 1
-    ran = command(*model, "--text", text, "--kinds", "int5")
+    ran = call("engine", "compare", *model, "--text", text, "--kinds", "int5")
     assert ran.returncode == 2 and "invalid choice" in ran.stderr
 
 

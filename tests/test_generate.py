@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import re
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import pytest_asyncio
 
 from engine.errors import GLMError
+from engine.glm import blanks
 from engine.glm.config import CHAT
+from engine.glm.filling import Filling
 from engine.glm.tokenizer import Tokenizer
+from engine.serving import protocol
+from engine.serving.estimate import estimate
 from engine.serving.events import (
     Alternative,
     Blank,
@@ -25,10 +32,11 @@ from engine.serving.events import (
     TokenText,
     Usage,
 )
-from engine.serving.generate import chat, complete, fill, score
+from engine.serving.generate import chat, chat_job, complete, complete_job, fill, fill_job, score
 from engine.serving.pool import Pool
 from engine.serving.protocol import Sampling
-from engine.serving.run import DEFAULT_NEW_TOKENS, Run
+from engine.serving.run import Run
+from engine.serving.run_job import DEFAULT_NEW_TOKENS, Job
 from tests.lively import make_lively_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -363,9 +371,244 @@ async def test_a_failure_in_the_middle_is_an_error_event(
     tmp_path: Path, vocabulary_file: Path, tokenizer: Tokenizer
 ) -> None:
     async with Pool(make_lively_model(tmp_path, vocabulary_file, poison=True), threads=1) as poisoned:
-        for run in (fill(poisoned, tokenizer, "A [MASK].", SHORT), score(poisoned, tokenizer, "A [MASK].", ["word"])):
+        both = "A [MASK] b [MASK]."
+        for run in (
+            fill(poisoned, tokenizer, "A [MASK].", SHORT),
+            fill(poisoned, tokenizer, both, SHORT, order="confident"),
+            score(poisoned, tokenizer, "A [MASK].", ["word"]),
+        ):
             end = (await collect(run))[-1]
             assert isinstance(end, Error) and end.kind == "non_finite_logits" and end.as_dict()["kind"] == end.kind
+
+
+# The most confident first
+
+SURE = Sampling(seed=5, max_new_tokens=12, temperature=0.7)
+
+
+async def surest_first(
+    pool: Pool, tokenizer: Tokenizer, text: str, sampling: Sampling, alternatives: int = 1
+) -> tuple[str, list[tuple[int, Blank]], Usage]:
+    """What `fill` with the order "confident" must give, found by runs that each fill one blank of a document, one by one."""
+    masks = {tokenizer.special[kind] for kind in DEFAULT_NEW_TOKENS}
+    ids = list(blanks.parse(text, tokenizer).ids)
+    still_open, placed = list(range(len(blanks.parse(text, tokenizer).masks))), []
+    prompt_tokens = new_tokens = 0
+    while still_open:
+        places = [place for place, token in enumerate(ids) if token in masks]
+        found = list(re.finditer(r"\[[sg]?MASK\]", text))
+        candidates = []
+        for index, place, match in zip(still_open, places, found, strict=True):
+            mask = blanks.Mask(match.group(), place, match.start(), match.end())
+            seeded = replace(sampling, seed=protocol.derive_seed(sampling.seed, index))
+            document = blanks.Document(text, tuple(ids), (mask,))
+            events = await collect(Run(pool, tokenizer, Job(document, (mask,), seeded, alternatives)))
+            [blank] = blanks_of(events)
+            prompt_tokens += events[-1].usage.prompt_tokens
+            new_tokens += events[-1].usage.new_tokens
+            first = blank.alternatives[0]
+            mean = first.logprob / (len(blank.ids) + (first.finish_reason == "stop"))
+            candidates.append((mean, -index, blank, place, events[-1].text))
+        _, index, blank, place, text = max(candidates, key=lambda candidate: candidate[:2])
+        ids[place : place + 1] = blank.ids
+        if ids[-1] not in masks and ids[-1] != tokenizer.eos:
+            ids.append(tokenizer.eos)
+        still_open.remove(-index)
+        placed.append((-index, blank))
+    return text, placed, Usage(prompt_tokens, new_tokens, 0.0, None, 0.0, 0)
+
+
+@pytest.mark.parametrize("alternatives", [1, 3])
+async def test_the_most_confident_first_is_what_single_fills_give(
+    pool: Pool, tokenizer: Tokenizer, alternatives: int
+) -> None:
+    orders = []
+    for number, text in enumerate(
+        ("The [MASK] of Japan, [sMASK] is [MASK].", "床前[MASK]光疑[MASK]地[MASK]", "[MASK] a [MASK][MASK] b [gMASK]")
+    ):
+        sampling = replace(SURE, seed=number)
+        text_wanted, wanted, usage = await surest_first(pool, tokenizer, text, sampling, alternatives)
+        events = await collect(fill(pool, tokenizer, text, sampling, alternatives, order="confident"))
+        made = blanks_of(events)
+        assert [blank.index for blank in made] == [index for index, _ in wanted]
+        assert [blank.ids for blank in made] == [blank.ids for _, blank in wanted]
+        for blank, (_, other) in zip(made, wanted, strict=True):
+            assert [each.text for each in blank.alternatives] == [each.text for each in other.alternatives]
+            for one, two in zip(blank.alternatives, other.alternatives, strict=True):
+                assert one.logprob == pytest.approx(two.logprob, abs=1e-3)
+        end = events[-1]
+        assert end.text == text_wanted and end.finish_reason == made[-1].alternatives[0].finish_reason
+        assert (end.usage.prompt_tokens, end.usage.new_tokens) == (usage.prompt_tokens, usage.new_tokens)
+        assert end.usage.largest_batch >= alternatives * len(made)  # all of the first round ran side by side
+        orders.append([blank.index for blank in made])
+    assert any(order != sorted(order) for order in orders)
+
+
+async def test_the_most_confident_of_one_blank_is_that_blank(pool: Pool, tokenizer: Tokenizer) -> None:
+    for text in ("The [MASK] of Japan", "床前[sMASK]光", "Once upon a time"):
+        for alternatives in (1, 2):
+            left = await collect(fill(pool, tokenizer, text, SHORT, alternatives))
+            sure = await collect(fill(pool, tokenizer, text, SHORT, alternatives, order="confident"))
+            assert blanks_of(sure) == blanks_of(left)
+            assert sure[-1].text == left[-1].text and sure[-1].usage.new_tokens == left[-1].usage.new_tokens
+
+
+async def test_the_most_confident_first_is_the_same_beside_others(pool: Pool, tokenizer: Tokenizer) -> None:
+    texts = ["One [MASK] two [MASK] three [MASK].", "床前[MASK]光疑[sMASK]霜", "[MASK], [MASK] and [MASK]"]
+
+    def start(number: int) -> Run:
+        return fill(pool, tokenizer, texts[number % 3], replace(SURE, seed=number), order="confident")
+
+    together = await asyncio.gather(*(collect(start(number)) for number in range(6)))
+    for number, events in enumerate(together):
+        alone = await collect(start(number))
+        assert [(blank.index, blank.ids) for blank in blanks_of(alone)] == [
+            (blank.index, blank.ids) for blank in blanks_of(events)
+        ]
+        assert alone[-1].text == events[-1].text
+
+
+@pytest.mark.parametrize("placed", [0, 1])
+async def test_cancel_in_the_middle_of_a_round(pool: Pool, tokenizer: Tokenizer, placed: int) -> None:
+    endless = Sampling(seed=3, max_new_tokens=60, min_new_tokens=60)
+    run = fill(pool, tokenizer, "First [MASK], then [MASK], last [MASK].", endless, order="confident")
+
+    async def cancel_soon() -> None:
+        # What began before this has made as many tokens by the time this ends.
+        await done(complete(pool, tokenizer, "Say", Sampling(max_new_tokens=5, min_new_tokens=5)))
+        run.cancel()
+
+    events: list[Event] = []
+    async with asyncio.timeout(DEADLINE), asyncio.TaskGroup() as group:
+        async for event in run:
+            events.append(event)
+            if isinstance(event, (Started, Blank)) and len(blanks_of(events)) == placed and not run.cancelled:
+                group.create_task(cancel_soon())
+    assert len(blanks_of(events)) == placed and pool.status()["in_flight"] == pool.status()["waiting"] == 0
+    text = "First [MASK], then [MASK], last [MASK]."
+    for blank in blanks_of(events):
+        found = list(re.finditer(r"\[MASK\]", text))[blank.index]
+        text = text[: found.start()] + blank.text + text[found.end() :]
+    assert events[-1] == Cancelled(text)
+    assert run.unfinished is None
+    assert placed * 180 + (3 - placed) * 4 <= run.usage.new_tokens < placed * 180 + (3 - placed) * 60
+
+
+async def test_cancel_between_two_rounds(pool: Pool, tokenizer: Tokenizer) -> None:
+    run = fill(pool, tokenizer, "A [MASK] b [MASK].", SHORT, order="confident")
+    events = []
+    async for event in run:
+        events.append(event)
+        if isinstance(event, Blank):
+            run.cancel()
+    [first] = blanks_of(events)
+    expected = ["A [MASK] b [MASK].".replace("[MASK]", first.text, 1), f"A [MASK] b {first.text}."][first.index]
+    assert events[-1] == Cancelled(expected) and pool.status()["in_flight"] == 0
+
+
+async def test_what_the_most_confident_first_refuses(pool: Pool, tokenizer: Tokenizer) -> None:
+    one = Sampling(seed=1, max_new_tokens=1)
+    for text, sampling, order, field, limit in (
+        ("[MASK] " * 17, one, "confident", "text", 16),
+        ("[MASK] [MASK]", one, "right", "order", None),
+        ("[MASK] [MASK]", Sampling(beams=protocol.Beams(2)), "confident", "order", None),
+    ):
+        with pytest.raises(GLMError) as caught:
+            fill(pool, tokenizer, text, sampling, order=order)
+        assert (caught.value.kind, caught.value.field, caught.value.limit) == ("bad_request", field, limit)
+    events = await collect(fill(pool, tokenizer, "[MASK] " * 16, one, order="confident"))
+    assert sorted(blank.index for blank in blanks_of(events)) == list(range(16))
+    endless = Sampling(seed=3, max_new_tokens=60, min_new_tokens=60)
+    runs: list[Run] = []
+    with pytest.raises(GLMError) as caught:  # 16 slots and 100 places to wait: the eighth sixteen have no room
+        while len(runs) < 10:
+            runs.append(fill(pool, tokenizer, "[MASK] " * 16, endless, order="confident"))
+    assert caught.value.kind == "queue_full" and len(runs) == 7
+    status = pool.status()
+    assert status["in_flight"] + status["waiting"] == 7 * 16  # nothing of the refused run is left
+    for run in runs:
+        run.cancel()
+    assert {type((await collect(run))[-1]) for run in runs} == {Cancelled}
+    assert pool.status()["in_flight"] == pool.status()["waiting"] == 0
+
+
+async def test_blanks_can_be_placed_in_any_order(tokenizer: Tokenizer) -> None:
+    text = "[MASK] of 天, [sMASK] is[MASK]. [gMASK]"
+    fills = ["The sum", " long words here", " 床前", " end"]
+    document = blanks.parse(text, tokenizer)
+    results = set()
+    for order in itertools.permutations(range(4)):
+        filling = Filling(document, tokenizer)
+        for index in order:
+            mask = document.masks[index]
+            assert filling.ids[filling.index(mask)] == tokenizer.special[mask.kind]
+            filling.place(mask, tokenizer.encode_plain(fills[index]), fills[index])
+        results.add((filling.text, tuple(filling.ids)))
+    [(filled, ids)] = results
+    assert filled == "The sum of 天, long words here is 床前. end" and ids[-1] == tokenizer.eos
+
+
+# What a run would take
+
+
+async def test_an_estimate_has_the_budgets_and_the_prompt_of_the_run(pool: Pool, tokenizer: Tokenizer) -> None:
+    limits = pool.require_limits()
+    whole = Sampling(seed=1, min_new_tokens=250)  # every fill takes all that it may
+    few = Sampling(seed=1, min_new_tokens=9, max_new_tokens=9)
+    for text in (
+        "A [MASK] b [sMASK].",
+        "word " * 55 + "[MASK] and [MASK] and [gMASK]",
+        "Once",
+        "x " * 100 + "[MASK]" * 9,
+    ):
+        for sampling in (whole, few):
+            told = estimate(fill_job(limits, tokenizer, text, sampling), pool)
+            run = fill(pool, tokenizer, text, sampling)
+            end = await done(run)
+            assert (told.prompt_tokens, told.new_tokens) == (run.prompt_tokens, end.usage.new_tokens), text
+            assert (told.positions, told.dropped_messages, told.queued) == (POSITIONS, 0, 0)
+    told = estimate(complete_job(limits, tokenizer, "a b", whole), pool)
+    assert told.new_tokens == (await done(complete(pool, tokenizer, "a b", whole))).usage.new_tokens
+    messages = say(*(f"{number} {'word ' * 30}" for number in range(7)))
+    events = await collect(chat(pool, tokenizer, messages, few, CHAT))
+    [started] = [event for event in events if isinstance(event, Started)]
+    told = estimate(chat_job(limits, tokenizer, messages, few, CHAT), pool)
+    assert told.dropped_messages == started.dropped_messages > 0
+    assert (told.prompt_tokens, told.new_tokens) == (started.prompt_tokens, 9)
+
+
+async def test_an_estimate_of_the_most_confident_first_is_no_less_than_the_run(
+    pool: Pool, tokenizer: Tokenizer
+) -> None:
+    whole = Sampling(seed=1, min_new_tokens=250)
+    for text in ("A [MASK] b [sMASK] c [MASK].", "word " * 55 + "[gMASK] a [MASK] b [sMASK]"):
+        told = estimate(fill_job(pool.require_limits(), tokenizer, text, whole, order="confident"), pool)
+        events = await collect(fill(pool, tokenizer, text, whole, order="confident"))
+        assert told.new_tokens >= sum(len(blank.ids) for blank in blanks_of(events)) > told.new_tokens - 3
+        assert told.seconds > 0
+
+
+async def test_seconds_are_measured_and_grow_with_the_work(pool: Pool, tokenizer: Tokenizer) -> None:
+    limits = pool.require_limits()
+    await done(complete(pool, tokenizer, "Say", Sampling(max_new_tokens=100, min_new_tokens=100)))
+
+    def seconds(text: str, sampling: Sampling, order: str = "left") -> float:
+        found = estimate(fill_job(limits, tokenizer, text, sampling, order=order), pool).seconds
+        assert found is not None
+        return found
+
+    short, long = Sampling(max_new_tokens=2), Sampling(max_new_tokens=200)
+    assert seconds("One.", long) > seconds("One.", short)
+    assert seconds("[MASK] [MASK] [MASK]", short, "confident") > seconds("[MASK] [MASK] [MASK]", short)
+    endless = Sampling(seed=3, max_new_tokens=200, min_new_tokens=200)
+    runs = [complete(pool, tokenizer, "Say", endless) for _ in range(20)]
+    queued = estimate(fill_job(limits, tokenizer, "One.", short), pool)
+    assert queued.queued == 4 and queued.seconds > seconds("One.", short) / 2
+    for run in runs:
+        run.cancel()
+    for run in runs:
+        await collect(run)
+    assert estimate(fill_job(limits, tokenizer, "One.", short), pool).queued == 0
 
 
 async def test_wire_format() -> None:

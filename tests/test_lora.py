@@ -6,8 +6,6 @@ import asyncio
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,6 +29,7 @@ from engine.serving.options import loading_seconds, plan_replicas
 from engine.serving.pool import Pool
 from engine.serving.protocol import Finished, Request, Sampling
 from engine.serving.worker import check_memory
+from tests.command_line import call, run
 from tests.lively import make_lively_model
 from tests.ranks import run_ranks
 
@@ -626,18 +625,8 @@ def test_rows_and_files_do_not_matter(folder: Path, tmp_path: Path, monkeypatch:
     assert all(torch.allclose(parts[name], tensor, rtol=0, atol=1e-6) for name, tensor in whole.items())
 
 
-def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "engine", "merge", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
-
-
 def test_the_command(folder: Path, tmp_path: Path) -> None:
-    ran = command("--model", folder, "--out", tmp_path / "out")
+    ran = run("engine", "merge", "--model", folder, "--out", tmp_path / "out")
     assert ran.returncode == 0, ran.stderr
     assert f"{tmp_path / 'out'}: ours, 3 layers" in ran.stdout and weights_hash(tmp_path / "out") in ran.stdout
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
@@ -672,11 +661,11 @@ def test_mistakes_in_the_commands_arguments(base: Path, half: Path, folder: Path
         (["--model", folder, "--out", folder / "config.json"], "is a file"),
         (["--model", folder, "--out", new, "--shard-size", "many"], "is not a size"),
     ):
-        ran = command(*arguments)
+        ran = call("engine", "merge", *arguments)
         assert ran.returncode == 2 and not ran.stdout, ran.stderr
         assert ran.stderr.startswith("error: ") and words in ran.stderr and ran.stderr.count("\n") == 1, ran.stderr
     for arguments, words in ((["--model", folder], "--out"), (["--out", new], "--model")):
-        ran = command(*arguments)
+        ran = call("engine", "merge", *arguments)
         assert ran.returncode == 2 and words in ran.stderr and "Traceback" not in ran.stderr
     assert not new.exists() and not (tmp_path / "inf" / "config.json").exists()
 

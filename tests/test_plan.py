@@ -485,8 +485,8 @@ def test_a_real_process_needs_no_more(random_model: Path, precision: str, quanti
     report = json.loads(shown.stdout)
     assert report["peak"] <= found.needed <= 1.6 * report["peak"]
     assert report["pinned"] == found.pinned
-    # What torch touches of its own libraries only when it computes is the process's.
-    grown = report["peak"] - report["before"] - (32 << 20)
+    # What torch touches of its own libraries only when it computes is the process's; how much depends on the processor.
+    grown = report["peak"] - report["before"] - (48 << 20)
     assert 0.5 * (found.needed - found.process) <= grown <= found.needed - found.process
 
 

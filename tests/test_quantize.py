@@ -33,6 +33,7 @@ from engine.glm.quantize import (
 from engine.glm.quantize_folder import quantize_folder
 from engine.glm.random_layers import random_ends, random_layers
 from tests import sat_files
+from tests.command_line import call, run
 from tests.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -407,21 +408,13 @@ def test_the_originals_quantised_checkpoints(
 # The command
 
 
-def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "engine", "quantize", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        timeout=120,
-    )
-
-
 @pytest.mark.parametrize(
     "kind, shard_size", [("int8", "4GB"), ("int4", "1KB"), ("int8-g64", "4GB"), ("int4-g32", "1KB")]
 )
 def test_the_command(plain: Path, tmp_path: Path, kind: str, shard_size: str) -> None:
-    ran = command("--model", plain, "--to", kind, "--out", tmp_path / "out", "--shard-size", shard_size)
+    ran = run(
+        "engine", "quantize", "--model", plain, "--to", kind, "--out", tmp_path / "out", "--shard-size", shard_size
+    )
     assert ran.returncode == 0, ran.stderr
     assert weights_hash(tmp_path / "out") in ran.stdout
     files = 1 if shard_size == "4GB" else CONFIG.layers + 2
@@ -452,7 +445,7 @@ def test_mistakes_in_the_commands_arguments(plain: Path, tmp_path: Path) -> None
         (["--model", plain, "--to", "int8", "--out", new, "--tensor-parallel", "3"], "can't be split over 3 ranks"),
         (["--model", plain, "--to", "int8", "--out", new, "--shard-size", "many"], "is not a size"),
     ):
-        ran = command(*arguments)
+        ran = call("engine", "quantize", *arguments)
         assert ran.returncode == 2 and not ran.stdout, ran.stderr
         assert ran.stderr.startswith("error: ") and words in ran.stderr and ran.stderr.count("\n") == 1
     for arguments, words in (
@@ -460,13 +453,13 @@ def test_mistakes_in_the_commands_arguments(plain: Path, tmp_path: Path) -> None
         (["--model", plain, "--to", "int4"], "--out"),
         (["--model", plain, "--out", new], "--to"),
     ):
-        ran = command(*arguments)
+        ran = call("engine", "quantize", *arguments)
         assert ran.returncode == 2 and words in ran.stderr and "Traceback" not in ran.stderr
     assert not new.exists()
 
 
 def test_groups_must_divide_the_columns(tiny_model_folder: Path, tmp_path: Path) -> None:
-    ran = command("--model", tiny_model_folder, "--to", "int4-g128", "--out", tmp_path / "new")
+    ran = call("engine", "quantize", "--model", tiny_model_folder, "--to", "int4-g128", "--out", tmp_path / "new")
     assert ran.returncode == 2 and ran.stderr == "error: 64 columns can't be quantised in groups of 128.\n"
     assert not (tmp_path / "new").exists()
 
@@ -489,7 +482,7 @@ def test_a_killed_run_is_gone_on_with(plain: Path, tmp_path: Path) -> None:
     assert subprocess.run([sys.executable, "-c", KILLED, plain, out], cwd=ROOT, timeout=120).returncode < 0
     with pytest.raises(GLMError, match="not a model folder"):
         Config.load(out)
-    ran = command("--model", plain, "--to", "int4", "--out", out, "--shard-size", "1KB")
+    ran = run("engine", "quantize", "--model", plain, "--to", "int4", "--out", out, "--shard-size", "1KB")
     assert ran.returncode == 0 and "2 of 5 files are finished" in ran.stderr
     quantize_folder(plain, straight, "int4", shard_size=1000)
     assert {path.name for path in out.iterdir()} == {path.name for path in straight.iterdir()}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,13 +13,10 @@ from engine.commands.plan import hardware_table
 from engine.glm.config import PRESETS
 from engine.serving import events
 from engine.training.recipe import LowRank, Recipe, Scale
+from tests.command_line import call
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -38,20 +33,20 @@ def test_every_setting_is_in_the_table_with_its_default(name: str) -> None:
 
 
 def test_every_flag_in_the_readme_exists() -> None:
-    known = set(re.findall(r"--[a-z][a-z-]+", run("app", "--help").stdout))
+    known = set(re.findall(r"--[a-z][a-z-]+", call("app", "--help").stdout))
     for command in SUMMARIES:
-        known |= set(re.findall(r"--[a-z][a-z-]+", run("engine", command, "--help").stdout))
-    for benchmark in ("peers", "websocket", "shared_prompt"):
-        known |= set(re.findall(r"--[a-z][a-z-]+", run(f"tests.benchmarks.{benchmark}", "--help").stdout))
+        known |= set(re.findall(r"--[a-z][a-z-]+", call("engine", command, "--help").stdout))
+    for benchmark in ("peers", "websocket", "shared_prompt", "record", "evaluation"):
+        known |= set(re.findall(r"--[a-z][a-z-]+", call(f"tests.benchmarks.{benchmark}", "--help").stdout))
     known |= {"--index-url", "--reference", "--nproc-per-node"}  # pip's, pytest's, torchrun's
     known |= {"--hostfile", "--no", "--module"}  # the deepspeed launcher's (--no_local_rank)
-    for command in ("migrate", "stats"):
-        known |= set(re.findall(r"--[a-z][a-z-]+", run("storage", command, "--help").stdout))
+    for command in ("migrate", "stats", "export", "import", "prune", "delete-visitor", "receipt"):
+        known |= set(re.findall(r"--[a-z][a-z-]+", call("storage", command, "--help").stdout))
     assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README)) <= known
 
 
 def test_every_option_of_generate_is_in_the_readme() -> None:
-    options = set(re.findall(r"^\s+(--[a-z][a-z-]+)", run("engine", "generate", "--help").stdout, re.MULTILINE))
+    options = set(re.findall(r"^\s+(--[a-z][a-z-]+)", call("engine", "generate", "--help").stdout, re.MULTILINE))
     assert options
     assert {option for option in options if f"`{option}`" not in README} == set()
 

@@ -25,6 +25,7 @@ from engine.serving.protocol import Sampling
 from engine.training.data import Batch
 from engine.training.loss import batch_loss, shrunk
 from tests import reference as recorded
+from tests.evaluation_runs import check_run
 from tests.ranks import run_ranks
 from tests.reference import Engine, RankTask, load_config, load_model, logits_of, stored_rows, with_end
 
@@ -122,7 +123,7 @@ def test_quantised_while_loading(kind: str, plain: Path, reference: Path) -> Non
         assert (logits_of(quantised, data) - expected).abs().max() < LOGITS_TOLERANCE
 
 
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", [2, pytest.param(4, marks=pytest.mark.heavy)])
 def test_ranks(
     size: int, reference: Path, folders: dict[str, Path], plain: Path, model: GLM, engine: Engine, tmp_path: Path
 ) -> None:
@@ -327,6 +328,12 @@ def check_fill_blanks(engine: Engine, run: dict) -> None:
     answers = [output[:-1] if output[-1] == tokenizer.eos else output for output in outputs]
     assert answers == run["answers"], name
     assert [list(parts) for parts in zip(*filled, strict=True)] == run["blanks"], name
+
+
+def test_evaluation(reference: Path, engine: Engine, plain: Path, tmp_path: Path) -> None:
+    """Every recorded run of the original evaluation: rows, batches, log-probabilities, predictions, metrics."""
+    for run in needed(reference, "evaluation/expected.json"):
+        check_run(reference / "evaluation", run, engine, plain, tmp_path / run["name"])
 
 
 def test_number_of_parameters(reference: Path, model: GLM) -> None:

@@ -50,6 +50,8 @@ def test_help_explains_every_setting() -> None:
         (["--quantize", "int3"], "'int4-g128'"),
         (["--offload", "tape"], "'none', 'host' or 'disk'"),
         (["--weights-budget", "12Gi"], "12GiB"),
+        (["--quota", "lots"], "--quota (GLM_QUOTA): write a size"),
+        (["--when-unwritable", "wait"], "'refuse' or 'answer'"),
         (["--device", "cuda"], "'auto' or 'cpu'"),
         (["--allowed-origins", "example.org"], "https://example.org"),
         (["--root-path", "glm"], "/path"),
@@ -150,5 +152,8 @@ def test_the_program_says_one_line_and_serves_the_page(tiny_model_folder: Path, 
             output, errors = running.stop(signal.SIGINT)
     finally:
         running.stop(signal.SIGKILL)
-    assert (output, errors, running.process.returncode) == ("", "", 0)
+    # The first start says where the administrator's password is, and nothing else.
+    file = tmp_path / "data" / "glm-admin-password.txt"
+    assert output == f"For staff: /admin. The password of the account `admin` is in {file}\n"
+    assert (errors, running.process.returncode) == ("", 0) and file.read_text().strip() not in output
     assert (tmp_path / "data" / "glm.db").stat().st_mode & 0o077 == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -13,7 +12,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
 
 from storage import Database, FilledBlank, Record, StorageError
 from storage.models import UNFINISHED
@@ -35,11 +33,11 @@ async def stream(record, number):
     while True:
         id = f"{number}-{count}"
         await record.accept_run(id, visitor="v", mode="chat", prompt=id, parameters={})
-        print("accepted", id, flush=True)
+        print(f"accepted {id}", flush=True)
         await record.start_run(id)
         blanks = [FilledBlank(index, "[MASK]", id, [index] * 50, [-1.0] * 50) for index in range(3)]
         await record.finalise_run(id, "done", output=id, blanks=blanks)
-        print("done", id, flush=True)
+        print(f"done {id}", flush=True)
         count += 1
 
 async def main():
@@ -55,13 +53,14 @@ async def test_a_killed_process_leaves_whole_rows(record: Record, address: str):
     writer = subprocess.Popen([sys.executable, "-c", WRITER, address], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     assert writer.stdout is not None
     told: dict[str, set[str]] = {"accepted": set(), "done": set()}
-    while len(told["done"]) < 100:
+    state = ""
+    while len(told["done"]) < 100 or state == "done":  # until one has just been accepted, so that there is a middle
         state, id = writer.stdout.readline().split()
         told[state].add(id)
     writer.send_signal(signal.SIGKILL)
-    for line in writer.communicate()[0].splitlines():
-        state, _, id = line.partition(" ")
-        if id in told["accepted"] or state == "accepted":
+    for line in writer.communicate()[0].splitlines(keepends=True):
+        if line.endswith("\n"):  # the last one may have been cut off
+            state, id = line.split()
             told[state].add(id)
 
     counts = await record.counts()
@@ -105,15 +104,11 @@ async def test_a_full_disk_has_a_name(record: Record, address: str):
     await accept(record)
     if record.database.dialect == "sqlite":
         # The limit of pages gives the same error as a full disk does; it holds for the one connection that writes.
-        async def limit(session, pages: int = 1) -> None:
-            await session.execute(text(f"PRAGMA max_page_count = {pages}"))
+        def limit(connection, pages: int = 1) -> None:
+            connection.exec_driver_sql(f"PRAGMA max_page_count = {pages}")
 
-        await record.database.write(limit)
-
-        async def free(session) -> None:
-            await limit(session, 1_000_000)
-
-        restore = record.database.write(free)
+        await record.database.write_together(limit)
+        restore = record.database.write_together(lambda connection: limit(connection, 1_000_000))
     else:
         # The server itself raises the error that it raises when its disk is full.
         postgres.execute(
@@ -210,16 +205,8 @@ asyncio.run(main())
 
 
 async def test_a_really_full_disk(tmp_path: Path):
-    # A file system of 2 MB in a mount name space of its own, which goes when the process does.
-    alone = ["unshare", "--mount", *([] if os.geteuid() == 0 else ["--map-root-user"])]
-    mount = f"mount -t tmpfs -o size=2m none {tmp_path}"
-    if (
-        shutil.which("unshare") is None
-        or subprocess.run([*alone, "sh", "-c", mount], capture_output=True).returncode != 0
-    ):
-        pytest.skip("a small file system can't be mounted here")
     result = subprocess.run(
-        [*alone, "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", SMALL_DISK, tmp_path],
+        [*databases.small_disk(tmp_path, "2m"), sys.executable, "-c", SMALL_DISK, tmp_path],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from engine.errors import GLMError
-from engine.glm import blanks, checkpoint
+from engine.glm import blanks, checkpoint, lora
+from engine.glm.adapter import Lora
 from engine.glm.config import CHAT
 from engine.glm.tokenizer import Tokenizer
 from engine.training.data import Mixture, Source, pack
@@ -20,6 +21,7 @@ from engine.training.held_out import digest, held_out_rows
 from engine.training.objective import Objective
 from engine.training.optimizer import orthogonalise, shares
 from engine.training.recipe import HeldOut, Optimizer, Recipe
+from engine.training.trainer import Trainer
 from engine.training.vocabulary import train_vocabulary
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -165,6 +167,34 @@ def test_going_on_from_a_model(data, runs, tmp_path) -> None:
     done = train(recipe, data, tmp_path / "other")
     assert done.returncode == 2
     assert "another shape" in done.stderr
+
+
+def test_told_to_stop_it_saves_first_and_leaves(data, runs, tmp_path) -> None:
+    """A recipe without a shape has that of `initial`, and the name that it gives."""
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    text = RECIPE.replace("STEPS", "2000").replace("model: glm-tiny", f"name: ours\ninitial: {runs['whole'] / 'model'}")
+    recipe.write_text(text)
+    assert Recipe.load(recipe).config.name == "ours"
+    process = subprocess.Popen(
+        command(recipe, data, run), cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    assert process.stderr is not None
+    assert any("step 30/" in line for line in process.stderr), "the run ended before step 30"
+    process.terminate()
+    assert "the state is saved" in process.stderr.read() and process.wait() == 3
+    assert (run / "state" / "latest").read_text().strip() == f"step-{len(losses(run)):08d}" and len(losses(run)) >= 30
+
+
+def test_only_an_adapter_is_trained_of_an_adapter(runs, tmp_path) -> None:
+    model = checkpoint.load(runs["whole"] / "model", training=True)
+    lora.add(model, Lora(2, 4), torch.Generator().manual_seed(1))
+    lora.save(model, tmp_path / "adapter", base=runs["whole"] / "model", name="ours")
+    values = {"optimizer": {"learning_rate": 1, "embedding_learning_rate": 1, "kind": "adamw"}}
+    stages = [{"name": "all", "steps": 1, "rows": 1, "length": 64, "weights": {"instruct/facts": 1}}]
+    recipe = Recipe.model_validate({**values, "stages": stages, "initial": str(tmp_path / "adapter")})
+    with pytest.raises(GLMError, match="is an adapter") as caught:
+        Trainer(recipe, tmp_path, tmp_path / "run").prepare()
+    assert caught.value.kind == "unsupported" and caught.value.field == "lora"
 
 
 def test_embedding_gradient_rises() -> None:

@@ -29,6 +29,7 @@ from engine.training.source_options import SourceOptions, capped, capped_indices
 from engine.training.sources import find_source, read_rows
 from engine.training.token_writer import OtherRows, Tokenised, TokenWriter
 from engine.training.tokens import folder_of
+from tests.command_line import call
 
 ROOT = Path(__file__).resolve().parent.parent
 NONE: frozenset[str] = frozenset()
@@ -718,7 +719,7 @@ def test_mistakes_are_sentences(data: Path, vocabulary_file, tmp_path) -> None:
 
     def failing(text: str, *more: str, status: int = 2) -> str:
         recipe.write_text(text)
-        done = command(recipe, data, out, *more)
+        done = call("engine", "tokenize", recipe, "--data", data, "--out", out, *more)
         assert done.returncode == status, done.stderr
         assert "Traceback" not in done.stderr
         return done.stderr

@@ -127,10 +127,10 @@ def plain(runs: Runs) -> Path:
         (1, {"zero": 2, "micro_rows": 1, "checkpointing": True}),
         (1, {"zero": 3, "offload": True}),
         (2, {"zero": 0, "micro_rows": 1}),
-        (2, {"zero": 1}),
+        pytest.param(2, {"zero": 1}, marks=pytest.mark.heavy),
         (2, {"zero": 3, "checkpointing": True}),
         (2, {"zero": 0, "tensor_parallel": 2, "checkpointing": True}),
-        (4, {"zero": 1, "tensor_parallel": 2}),
+        pytest.param(4, {"zero": 1, "tensor_parallel": 2}, marks=pytest.mark.heavy),
     ],
     ids=str,
 )
@@ -164,9 +164,9 @@ def test_fp16_with_its_loss_scale(plain: Path, runs: Runs) -> None:
     ("processes", "scale"),
     [
         (1, {"zero": 1}),
-        (1, {"zero": 3}),
-        (2, {"zero": 0, "tensor_parallel": 2}),
-        (2, {"zero": 1, "tensor_parallel": 2}),
+        pytest.param(1, {"zero": 3}, marks=pytest.mark.heavy),
+        pytest.param(2, {"zero": 0, "tensor_parallel": 2}, marks=pytest.mark.heavy),
+        pytest.param(2, {"zero": 1, "tensor_parallel": 2}, marks=pytest.mark.heavy),
     ],
     ids=str,
 )
@@ -180,7 +180,15 @@ def test_a_killed_partitioned_run_resumes_where_it_was_saved(runs: Runs, process
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
-@pytest.mark.parametrize(("zero", "before", "after"), [(0, 2, 1), (1, 1, 2), (2, 2, 1), (3, 2, 1)])
+@pytest.mark.parametrize(
+    ("zero", "before", "after"),
+    [
+        pytest.param(0, 2, 1, marks=pytest.mark.heavy),
+        (1, 1, 2),
+        pytest.param(2, 2, 1, marks=pytest.mark.heavy),
+        pytest.param(3, 2, 1, marks=pytest.mark.heavy),
+    ],
+)
 def test_a_state_loads_in_another_number_of_processes(
     plain: Path, runs: Runs, zero: int, before: int, after: int
 ) -> None:
@@ -193,7 +201,14 @@ def test_a_state_loads_in_another_number_of_processes(
     checkpoint.load(run / "checkpoints" / "step-00000004")
 
 
-@pytest.mark.parametrize(("before", "after", "processes"), [(2, 1, 1), (1, 2, 2), (2, 4, 4)])
+@pytest.mark.parametrize(
+    ("before", "after", "processes"),
+    [
+        (2, 1, 1),
+        pytest.param(1, 2, 2, marks=pytest.mark.heavy),
+        pytest.param(2, 4, 4, marks=pytest.mark.heavy),
+    ],
+)
 def test_a_state_loads_over_another_number_of_ranks(
     plain: Path, runs: Runs, before: int, after: int, processes: int
 ) -> None:
@@ -291,6 +306,7 @@ def test_a_run_that_can_not_come_to_rest_says_so(runs: Runs) -> None:
     assert len(events) == 2 and all(line["to"] <= line["step"] for line in events)
 
 
+@pytest.mark.heavy
 def test_muon_gives_the_same_in_several_processes(runs: Runs) -> None:
     """Each orthogonalises some of the matrices; states saved by one process go on in two, with every momentum."""
     recipe = scaled(streams=2).replace("kind: adamw", "kind: muon")

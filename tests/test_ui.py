@@ -31,7 +31,7 @@ def used_texts() -> tuple[set[str], set[str]]:
 
 @pytest.mark.parametrize("language", TEXTS)
 def test_no_text_is_missing_or_empty(language: str) -> None:
-    assert set(TEXTS) == set(EXAMPLES["chat"]) == set(EXAMPLES["blanks"]) == set(LANGUAGES)
+    assert set(TEXTS) == set(EXAMPLES["chat"]) == set(EXAMPLES["blanks"]) == set(EXAMPLES["complete"]) == set(LANGUAGES)
     assert set(TEXTS[language]) == set(TEXTS["en"])
     for key, text in TEXTS[language].items():
         assert text.strip() == text != "", key
@@ -55,17 +55,19 @@ def test_every_text_is_used_and_every_used_text_exists() -> None:
     }
     assert not unused
     families = {key.split(".")[0] for key in TEXTS["en"] if "." in key}
-    named = {key for key in literals if "." in key and key.split(".")[0] in families}
+    named = {key for key in literals if "." in key and key.split(".")[0] in families and not key.endswith(".css")}
     assert not named - set(TEXTS["en"])
     assert {f"status.{state}" for state in ("connecting", "ready", "loading", "reconnecting", "down")} <= set(
         TEXTS["en"]
     )
 
 
-def test_every_error_kind_has_a_sentence_in_both_languages() -> None:
+def test_every_error_kind_has_a_sentence_and_a_next_step_in_both_languages() -> None:
     for kind, entry in TABLE.items():
         assert entry.en and not HAN.search(entry.en), kind
         assert HAN.search(entry.zh), kind
+        assert entry.step_en and not HAN.search(entry.step_en), kind
+        assert HAN.search(entry.step_zh), kind
 
 
 def test_every_example_of_the_blanks_has_one() -> None:
@@ -91,8 +93,15 @@ def test_scripts_import_only_what_is_there() -> None:
     for path in SCRIPTS:
         for name in re.findall(r"from \"\./([\w.]+)\"", path.read_text(encoding="utf-8")):
             assert (STATIC / name).is_file(), f"{path.name} imports {name}"
-    for name in re.findall(r"static/([\w.]+)", playground.mount_arguments()["head"] + playground.IMPORT):
+    for name in re.findall(r"static/([\w.]+)", playground.page_head() + playground.IMPORT):
         assert (STATIC / name).is_file()
+
+
+def test_the_page_fetches_every_script_that_it_needs_at_once() -> None:
+    named = re.findall(r'rel="modulepreload" href="static/([\w.]+)"', playground.page_head())
+    assert named[0] == "playground.js" and len(named) == len(set(named))
+    needed = {other for name in named for other in re.findall(r'from "\./([\w.]+)"', (STATIC / name).read_text())}
+    assert set(named) == needed | {"playground.js"}
 
 
 def test_presets_and_limits_are_what_the_server_accepts() -> None:
@@ -124,13 +133,17 @@ def test_the_shell_is_gradio_and_everything_has_an_id() -> None:
 
 
 def test_mounting_brings_texts_and_no_foreign_fonts() -> None:
-    arguments = playground.mount_arguments()
-    assert arguments["theme"]._stylesheets == []
-    assert "http" not in re.sub(r"<script.*?</script>", "", arguments["head"])
-    data = re.search(r'<script type="application/json" id="glm-texts">(.*?)</script>', arguments["head"])
+    assert playground.mount_arguments()["theme"]._stylesheets == []
+    head = playground.page_head()
+    assert "http" not in re.sub(r"<script.*?</script>", "", head)
+    data = re.search(r'<script type="application/json" id="glm-texts">(.*?)</script>', head)
     assert data and json.loads(data[1]) == {
         "texts": TEXTS,
         "errors": sentences(),
         "examples": EXAMPLES,
         "languages": LANGUAGES,
+        "presets": {
+            name: dict(zip(playground.PRESET_FIELDS, values, strict=True))
+            for name, values in playground.PRESETS.items()
+        },
     }

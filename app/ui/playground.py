@@ -1,8 +1,9 @@
 """The playground page: a Gradio shell around the project's own streaming panes.
 
 build(settings, info) -> gr.Blocks lays out the page: the header, the tabs, the sampling settings. mount_arguments() is what
-gr.mount_gradio_app needs beside it (theme, head, footer ...). The host must serve the files of static/ at `static/`
-below the page, with Gradio's own files of that name behind them (Gradio asks for `static/js/...` at the same place).
+gr.mount_gradio_app needs beside it (theme, footer ...), page_head() what stands in the document's head. The host must serve
+the files of static/ at `static/` below the page, with Gradio's own files of that name behind them (Gradio asks for
+`static/js/...` at the same place).
 
 Who does what. Gradio is the shell: layout, tabs, and the settings as real Gradio components. The panes are own
 JavaScript (static/playground.js) in gr.HTML, because they must resume, stop and stream over /ws. Both meet only where
@@ -16,6 +17,7 @@ A new tab is one more name in PANES, its texts in texts.py and its class in stat
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,10 +25,12 @@ from typing import Any
 import gradio as gr
 
 from app.errors import sentences
+from app.schemas import BEAMS
+from app.ui.head import head
 from app.ui.texts import EXAMPLES, LANGUAGES, TEXTS
 
 #: The tabs, in order, by their names in static/playground.js
-PANES: tuple[str, ...] = ("chat", "blanks")
+PANES: tuple[str, ...] = ("chat", "blanks", "complete", "compare")
 
 #: Values of a preset, in the order of PRESET_FIELDS
 PRESET_FIELDS: tuple[str, ...] = ("temperature", "top_k", "top_p", "repetition_penalty")
@@ -37,9 +41,23 @@ PRESETS: dict[str, tuple[float, int, float, float]] = {
 }
 DEFAULT_PRESET = "balanced"
 
+#: Style sheets of static/, in order
+STYLES: tuple[str, ...] = (
+    "style.css",
+    "chat.css",
+    "canvas.css",
+    "panes.css",
+    "history.css",
+    "privacy.css",
+    "shared_view.css",
+)
+
 STATIC = Path(__file__).resolve().parents[2] / "static"
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 MONOSPACE = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "Noto Sans Mono CJK SC", "monospace")
+
+#: Text keys of labels that aren't the parameter's name: "stop" is the button that stops
+LABELS = {"stop": "stop_strings"}
 
 #: Of every listener: nothing is asked of the server, so there is no progress to show and no queue
 QUIET: dict[str, Any] = {"show_progress": "hidden", "queue": False}
@@ -79,14 +97,37 @@ def build(settings: Any, info: Callable[[], Mapping[str, Any]] | Mapping[str, An
                 translated.append((tabs, {"name": "tabs"}))
             with gr.Column(scale=1, min_width=300, elem_id="glm-settings-column"):
                 with gr.Accordion(TEXTS["en"]["settings"], open=True, elem_id="glm-settings") as accordion:
-                    preset, controls = _controls(int(known.get("max_new_tokens") or 512))
-                translated.append((accordion, {"label": "settings"}))
+                    preset, controls, more = _controls(int(known.get("max_new_tokens") or 512))
+                translated += [(accordion, {"label": "settings"}), (more, {"label": "settings.more"})]
         choices = [[f"preset.{name}", name] for name in PRESETS]
         translated.append((preset, {"name": "preset", "label": "preset", "info": "preset.help", "choices": choices}))
         for name, control in controls.items():
-            translated.append((control, {"name": name, "label": name, "info": f"{name}.help"}))
+            label = LABELS.get(name, name)
+            translated.append((control, {"name": name, "label": label, "info": f"{name}.help"}))
         _listen(page, header, preset, controls, translated)
     return page
+
+
+def page_head() -> str:
+    """What head.PageHead puts into the page: texts, styles, and the scripts, so that they are fetched at once."""
+    presets = {name: dict(zip(PRESET_FIELDS, values, strict=True)) for name, values in PRESETS.items()}
+    data = {
+        "texts": TEXTS,
+        "errors": sentences(),
+        "examples": EXAMPLES,
+        "languages": LANGUAGES,
+        "presets": presets,
+    }
+    return head(data, STYLES, imported("playground.js"))
+
+
+def imported(script: str) -> list[str]:
+    """A script of static/ and all that it imports, each once."""
+    found = [script]
+    for name in found:
+        source = (STATIC / name).read_text(encoding="utf-8")
+        found += [other for other in re.findall(r'from "\./([\w.]+)"', source) if other not in found]
+    return found
 
 
 def mount_arguments() -> dict[str, Any]:
@@ -107,18 +148,8 @@ def mount_arguments() -> dict[str, Any]:
     # Its grey for small text is below the contrast of 4.5 that small text needs.
     theme.set(body_text_color_subdued="*neutral_500", body_text_color_subdued_dark="*neutral_400")
     theme.set(block_info_text_color="*neutral_500", block_info_text_color_dark="*neutral_400")
-    # "<" is the only character that could end the script element from within a JSON string.
-    page_data = {"texts": TEXTS, "errors": sentences(), "examples": EXAMPLES, "languages": LANGUAGES}
-    texts = json.dumps(page_data, ensure_ascii=False)
-    texts = texts.replace("<", r"\u003c")
-    head = (
-        f'<script type="application/json" id="glm-texts">{texts}</script>'
-        '<link rel="stylesheet" href="static/style.css">'
-        '<link rel="icon" type="image/svg+xml" href="static/favicon.svg">'
-    )
     return {
         "theme": theme,
-        "head": head,
         "footer_links": [],
         "run_history": False,
         "ssr_mode": False,
@@ -126,8 +157,8 @@ def mount_arguments() -> dict[str, Any]:
     }
 
 
-def _controls(longest: int) -> tuple[gr.Radio, dict[str, gr.components.Component]]:
-    """The settings: the preset and the parameters by their names in a request."""
+def _controls(longest: int) -> tuple[gr.Radio, dict[str, gr.components.Component], gr.Accordion]:
+    """The settings: the preset, the parameters by their names in a request, and the part for the rarer ones."""
     texts = TEXTS["en"]
     values = dict(zip(PRESET_FIELDS, PRESETS[DEFAULT_PRESET], strict=True))
     preset = gr.Radio(
@@ -152,7 +183,18 @@ def _controls(longest: int) -> tuple[gr.Radio, dict[str, gr.components.Component
         "seed": gr.Textbox("", label=texts["seed"], info=texts["seed.help"], max_lines=1, elem_id="glm-seed"),
         "alternatives": slider("alternatives", 1, 8, 1, 3),
     }
-    return preset, controls
+    with gr.Accordion(texts["settings.more"], open=False, elem_id="glm-settings-more") as more:
+        controls |= {
+            "no_repeat_ngram": slider("no_repeat_ngram", 0, 10, 1, 0),
+            "min_new_tokens": slider("min_new_tokens", 0, longest, 1, 0),
+            "stop": gr.Textbox("", label=texts["stop_strings"], info=texts["stop.help"], lines=2, elem_id="glm-stop"),
+            "num_beams": slider("num_beams", 1, BEAMS, 1, 1),
+            "length_penalty": slider("length_penalty", -2, 4, 0.1, 1),
+            "sampled_beams": gr.Checkbox(
+                False, label=texts["sampled_beams"], info=texts["sampled_beams.help"], elem_id="glm-sampled_beams"
+            ),
+        }
+    return preset, controls, more
 
 
 def _listen(

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from engine.commands.ending import told
 from engine.errors import GLMError
 
 _COUNTS = (
@@ -32,20 +33,10 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        _ablate(options)
-    except GLMError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        sys.stderr.write(f"error: {error.filename or 'output'}: {error.strerror}\n")
-        return 2
-    return 0
+    return told(lambda: _ablate(options), "The same command goes on where this one was.")
 
 
-def _ablate(options: argparse.Namespace) -> None:
+def _ablate(options: argparse.Namespace) -> int:
     if options.hidden % options.heads or options.hidden // options.heads % 2:
         raise GLMError("bad_request", "--hidden / --heads must be an even whole number.", field="heads")
     if options.data is not None and not options.data.is_dir():
@@ -76,6 +67,7 @@ def _ablate(options: argparse.Namespace) -> None:
     results = run_all(runs, settings, data, options.out, lambda line: _tell(line))
     for path in write(results, options.out):
         sys.stdout.write(f"{path}\n")
+    return 0
 
 
 def _tell(line: str) -> None:

@@ -23,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.commands.ending import told
 from engine.errors import GLMError
 from engine.glm.config import PRESETS, QUANTIZATIONS, Config, resolve_model
 from engine.glm.size import format_size, parse_size
@@ -34,29 +35,22 @@ if TYPE_CHECKING:
     from engine.glm.layer_stream import Form
     from engine.glm.offload import OffloadedGLM
 
-_MISTAKES = ("bad_request", "model_not_found", "bad_model", "unsupported")
-
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
     options = _parser().parse_args(arguments)
-    try:
-        _check(options)
-        if options.offload == "none":
-            from engine.commands import bench_speed
+    return told(lambda: _run(options))
 
-            sys.stdout.write(bench_speed.run(options))
-            return 0
-        with contextlib.ExitStack() as stack:
-            report = _bench(options, stack)
-    except GLMError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2 if error.kind in _MISTAKES else 1
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        sys.stderr.write(f"{error.filename or 'output'}: {error.strerror}\n")
-        return 1
+
+def _run(options: argparse.Namespace) -> int:
+    _check(options)
+    if options.offload == "none":
+        from engine.commands import bench_speed
+
+        sys.stdout.write(bench_speed.run(options))
+        return 0
+    with contextlib.ExitStack() as stack:
+        report = _bench(options, stack)
     sys.stdout.write(json.dumps(report) + "\n" if options.json else _text(report))
     return 0
 

@@ -15,26 +15,17 @@ import json
 import sys
 from pathlib import Path
 
+from engine.commands.ending import told
 from engine.errors import GLMError
 from engine.glm.config import SERVED_QUANTIZATIONS, resolve_model
 from engine.glm.size import format_size
 from engine.serving.protocol import PRECISIONS
 
-_FAILURES = ("overloaded", "worker_died")
-
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
-    try:
-        return _compare(_parser().parse_args(arguments))
-    except GLMError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1 if error.kind in _FAILURES else 2
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        sys.stderr.write(f"error: {error.filename or 'output'}: {error.strerror}\n")
-        return 2
+    options = _parser().parse_args(arguments)
+    return told(lambda: _compare(options))
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from engine.commands.ending import MISTAKES, told
 from engine.commands.generate_options import beams, parser, source
 from engine.errors import GLMError
 from engine.glm import blanks
@@ -30,33 +31,25 @@ from engine.serving.events import Beams, Blank, Delta, Done, Error
 from engine.serving.pool import Pool
 from engine.serving.protocol import Sampling
 from engine.serving.run import Run
+from engine.serving.run_job import CONFIDENT_BLANKS, check_order
 
 _FILLED, _PLAIN = "\x1b[32;4m", "\x1b[0m"
-_MISTAKES = ("bad_request", "unknown_mask", "prompt_too_long", "model_not_found", "bad_model", "unsupported")
 
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status."""
     options = parser(__doc__).parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
-            session = Session(options)
-            runner.run(session.pool.start())
-            stack.callback(lambda: runner.run(session.pool.stop()))
-            protocol.check_sampling(session.sampling, session.pool.require_limits())
-            return session.converse(runner) if session.source is None else runner.run(session.work())
-    except GLMError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2 if error.kind in _MISTAKES else 1
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:
-        sys.stderr.write(f"{error.filename or 'output'}: {error.strerror}\n")
-        return 1
+    return told(lambda: _generate(options))
+
+
+def _generate(options: argparse.Namespace) -> int:
+    with asyncio.Runner() as runner, contextlib.ExitStack() as stack:
+        session = Session(options)
+        runner.run(session.pool.start())
+        stack.callback(lambda: runner.run(session.pool.stop()))
+        protocol.check_sampling(session.sampling, session.pool.require_limits())
+        return session.converse(runner) if session.source is None else runner.run(session.work())
 
 
 @dataclass(slots=True)
@@ -106,6 +99,9 @@ class Session:
             seed=options.seed,
             beams=beams(options),
         )
+        if options.chat and options.order != "left":
+            raise GLMError("bad_request", "--order is for texts with blanks, not for --chat.", field="order")
+        check_order(options.order, 0, self.sampling)
         self.colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
         if options.slots < 1:
             raise GLMError("bad_request", "--slots must be at least 1.", field="slots", limit=1)
@@ -113,7 +109,7 @@ class Session:
         self.pool = Pool(
             folder,
             slots=options.slots,
-            queue=4 * options.slots,
+            queue=4 * options.slots * (1 if options.order == "left" else CONFIDENT_BLANKS),
             threads=options.threads,
             precision=options.precision,
             quantize=options.quantize,
@@ -138,7 +134,7 @@ class Session:
                     failed = True
                     if isinstance(self.source, str) and not self.options.json:
                         raise output.error
-                    if isinstance(self.source, str) and output.error.kind in _MISTAKES:
+                    if isinstance(self.source, str) and output.error.kind in MISTAKES:
                         return 2
         finally:
             if self._file is not None:
@@ -226,11 +222,13 @@ class Session:
     def _start(self, text: str, history: list[dict[str, str]]) -> Run:
         length = self.options.out_seq_length
         if not self.options.chat:
-            return generate.fill(self.pool, self.tokenizer, text, self.sampling, total_length=length)
+            order = self.options.order
+            return generate.fill(self.pool, self.tokenizer, text, self.sampling, order=order, total_length=length)
         messages = [*history, {"role": "user", "content": text}]
         return generate.chat(self.pool, self.tokenizer, messages, self.sampling, self.config.chat, total_length=length)
 
     async def _collect(self, run: Run, output: Output) -> None:
+        fills: dict[int, str] = {}
         live = self.options.chat and self.source is None and not self.options.json and sys.stdout.isatty()
         try:
             async for event in run:
@@ -238,13 +236,14 @@ class Session:
                     sys.stdout.write(event.text)
                     sys.stdout.flush()
                 elif isinstance(event, Blank):
-                    output.blanks.append(event.text)
+                    fills[event.index] = event.text
                 elif isinstance(event, Beams) and event.final:
                     output.beams.append(event)
                 elif isinstance(event, Error):
                     raise GLMError(event.kind, event.message, field=event.field, limit=event.limit)
                 elif isinstance(event, Done):
                     output.text, output.done = event.text, event
+                    output.blanks = [fills[index] for index in sorted(fills)]  # whatever came first
         except asyncio.CancelledError:
             run.cancel()
             raise

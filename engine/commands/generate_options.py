@@ -10,6 +10,7 @@ from engine.errors import GLMError
 from engine.glm.config import SERVED_QUANTIZATIONS
 from engine.serving import protocol
 from engine.serving.options import DEVICES
+from engine.serving.run_job import CONFIDENT_BLANKS, ORDERS
 
 _SAMPLING, _BEAMS = "BaseStrategy", "BeamSearchStrategy"  # as GLM-130B's generate.py names them
 _FILE_ENDINGS = (".txt", ".tsv", ".csv", ".json", ".jsonl", ".md")
@@ -48,6 +49,8 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     add("--sampled-beams", action="store_true", help="draw the beams' continuations, as GLM-130B's generate.py does, "
         "instead of taking the best")  # fmt: skip
     add("--print-all-beams", action="store_true", help="print every beam of each blank with its score")
+    add("--order", choices=ORDERS, default="left", help="fill the blanks of a text from left to right (the default), or the one "
+        f"that the model is surest of first (up to {CONFIDENT_BLANKS} blanks)")  # fmt: skip
     add("--stop", action="append", default=[], metavar="TEXT", help="end a blank before this text; may be given again")
     add("--seed", type=int, help="default: drawn for each input, and shown with --json")
     add("--precision", choices=protocol.PRECISIONS, default="fp32", help="of weights and arithmetic (default: fp32)")

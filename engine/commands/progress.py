@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from engine.errors import GLMError
+from engine.commands.ending import told
 from engine.glm.size import format_size
 
 _WIDTH = 24
@@ -61,21 +61,7 @@ def _time(seconds: float) -> str:
 def with_progress(work: Callable[[Progress], int], ended: str) -> int:
     """The exit status of work that shows its progress: 1 when the machine fails, 2 for a mistake, 130 when it was interrupted.
 
-    ended: what has become of it then, in a sentence.
+    ended: what has become of it when the machine failed or it was interrupted, in a sentence.
     """
     progress = Progress()
-    try:
-        return work(progress)
-    except GLMError as error:
-        progress.end()
-        sys.stderr.write(f"error: {error}\n")
-        return 1 if error.kind == "worker_died" else 2
-    except KeyboardInterrupt:
-        progress.end()
-        sys.stderr.write(f"Ended. {ended}\n")
-        return 130
-    except OSError as error:
-        progress.end()
-        what = f"{error.filename}: " if error.filename else ""
-        sys.stderr.write(f"error: {what}{error.strerror or error}. {ended}\n")
-        return 1
+    return told(lambda: work(progress), ended, progress.end)

@@ -17,10 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any, NoReturn
 
+from engine.commands.ending import told
 from engine.errors import GLMError
 
 PARTS = ("plot", "answers", "held-out", "splits", "film-strip")
-_FAILURES = ("overloaded", "worker_died", "timeout", "internal")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -33,17 +33,7 @@ def main(arguments: list[str]) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("engine.training").setLevel(logging.INFO)  # which checkpoint is asked, of perhaps many
-    try:
-        _report(options)
-    except GLMError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 1 if error.kind in _FAILURES else 2
-    except KeyboardInterrupt:
-        return 130
-    except OSError as error:
-        sys.stderr.write(f"error: {error.filename or 'output'}: {error.strerror}\n")
-        return 2
-    return 0
+    return told(lambda: _report(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,7 +64,7 @@ def _count(text: str) -> int:
     return int(text)
 
 
-def _report(options: argparse.Namespace) -> None:
+def _report(options: argparse.Namespace) -> int:
     run: Path = options.run
     if not run.is_dir():
         raise GLMError("bad_data", f"There is no run folder {run}.", field="run")
@@ -94,6 +84,7 @@ def _report(options: argparse.Namespace) -> None:
         _evaluate(run, model, parts, _splits(options))
     if "film-strip" in parts:
         _film_strip(run, prompts, options.checkpoints)
+    return 0
 
 
 def _model(options: argparse.Namespace) -> Path:

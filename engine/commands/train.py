@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import signal
 import sys
 from pathlib import Path
 
-from engine.errors import GLMError
+from engine.commands.ending import told
 
 
 def main(arguments: list[str]) -> int:
     """Exit status 0 when the run is complete, 1 when it failed (a full disk, a loss that won't come down), 2 for a mistake in
-    recipe or data."""
+    recipe or data, 3 when SIGTERM stopped it: it saves its state first. Ctrl-C ends it at once."""
     parser = argparse.ArgumentParser(prog="python -m engine train", description=__doc__)
     parser.add_argument("recipe", type=Path, help="a YAML recipe, e.g. engine/training/recipes/embedded.yaml")
     parser.add_argument("--data", type=Path, required=True, help="folder of the sources that the recipe names")
@@ -24,6 +25,10 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
 
+    return told(lambda: _train(options), "The same command goes on from the last saved state.")
+
+
+def _train(options: argparse.Namespace) -> int:
     from engine.glm.allocator import keep_freed_memory
 
     keep_freed_memory()
@@ -36,18 +41,15 @@ def main(arguments: list[str]) -> int:
 
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        recipe = Recipe.load(options.recipe)
-        options.out.mkdir(parents=True, exist_ok=True)
-        trainer = Trainer(recipe, options.data, options.out, *join(options.out))
-        trainer.prepare()
-        folder = options.out if options.prepare else trainer.train()
-    except GLMError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1 if error.kind in ("internal", "overloaded") else 2
-    except KeyboardInterrupt:
-        sys.stderr.write("Ended. The same command goes on from the last saved state.\n")
-        return 130
+    recipe = Recipe.load(options.recipe)
+    options.out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(recipe, options.data, options.out, *join(options.out))
+    signal.signal(signal.SIGTERM, lambda *_: trainer.stop())
+    trainer.prepare()
+    folder = options.out if options.prepare else trainer.train()
+    if folder is None:
+        sys.stderr.write("Stopped, the state is saved. The same command goes on from there.\n")
+        return 3
     if trainer.rank == 0:
         sys.stdout.write(f"{folder}\n")
     return 0

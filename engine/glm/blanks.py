@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _MASK = re.compile(r"\[[sg]?MASK\]")
 # What a person most likely meant as a mask: any short word that ends in "mask" in square brackets.
-_LOOKS_LIKE_MASK = re.compile(r"\[\s*[A-Za-z]{0,3}\s*mask\s*\]", re.IGNORECASE)
+LOOKS_LIKE_MASK = re.compile(r"\[\s*[A-Za-z]{0,3}\s*mask\s*\]", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,8 @@ class Document:
 @dataclass(frozen=True, slots=True)
 class Prompt:
     """What the model reads to fill one blank. `ids` and `positions` end with `sop`; `context_length` counts what is before.
+
+    A prompt that is read from left to right has its text behind `[gMASK] sop`: all but the mask is causal.
 
     Generated token j (0-based) is read at position `next_position + j * position_step`.
     """
@@ -85,7 +87,7 @@ def parse(text: str, tokenizer: Tokenizer, *, strict: bool = True) -> Document:
 
     Error: unknown_mask for what looks like a mask and is none, [mask] say; not strict, as in chat, it is ordinary text.
     """
-    for found in _LOOKS_LIKE_MASK.finditer(text) if strict else ():
+    for found in LOOKS_LIKE_MASK.finditer(text) if strict else ():
         if found.group() not in MASKS:
             raise GLMError(
                 "unknown_mask", f"{found.group()} is not a mask. Masks are {', '.join(MASKS)}.", field="text"

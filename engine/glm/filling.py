@@ -1,4 +1,4 @@
-"""A document while its blanks are filled, left to right: its ids for the model and its text for people.
+"""A document while its blanks are filled, in any order: its ids for the model and its text for people.
 
 A fill goes into the ids as the tokens that were generated, and into the text as their text, so that the next blank's
 prompt holds exactly what the model said.
@@ -14,17 +14,18 @@ from engine.glm.tokenizer import Tokenizer
 
 
 class Filling:
-    """`text` and `ids` of the document as it is. Masks keep the places that they had in the document; `place` them in order."""
+    """`text` and `ids` of the document as it is. Masks keep the places that they had in the document."""
 
     def __init__(self, document: Document, tokenizer: Tokenizer) -> None:
         self.text = document.text
         self.ids = list(document.ids)
         self._tokenizer = tokenizer
-        self._text_moved = self._ids_moved = 0  # what later masks moved by
+        # Of each filled blank: where it began, and by how much what stands behind it moved, in the text and in the ids.
+        self._moves: list[tuple[int, int, int]] = []
 
     def index(self, mask: Mask) -> int:
         """Where a blank that is not filled yet stands among `ids`."""
-        return mask.index + self._ids_moved
+        return mask.index + sum(ids for start, _, ids in self._moves if start < mask.start)
 
     def prompt(self, mask: Mask) -> Prompt:
         """What the model reads to fill a blank."""
@@ -32,7 +33,7 @@ class Filling:
 
     def left(self, mask: Mask) -> str:
         """The text before a blank."""
-        return self.text[: mask.start + self._text_moved]
+        return self.text[: mask.start + self._text_moved(mask)]
 
     def shown(self, mask: Mask, fill: str) -> str:
         """What a fill adds to the text in this place: the space that it begins with may be there already."""
@@ -41,7 +42,8 @@ class Filling:
 
     def with_fill(self, mask: Mask, fill: str) -> str:
         """The text with a fill in place of a mask."""
-        return blanks.splice(self.text, mask.start + self._text_moved, mask.end + self._text_moved, fill)
+        moved = self._text_moved(mask)
+        return blanks.splice(self.text, mask.start + moved, mask.end + moved, fill)
 
     def answer_ids(self, mask: Mask, answer: str) -> list[int]:
         """The ids of somebody's own words for a blank: a space before the blank belongs to them."""
@@ -51,8 +53,13 @@ class Filling:
     def place(self, mask: Mask, ids: Sequence[int], fill: str) -> None:
         """Fill a blank for good."""
         text = self.with_fill(mask, fill)
-        self._text_moved += len(text) - len(self.text)
-        self.text = text
         at = self.index(mask)
+        was_last = at == len(self.ids) - 1
         self.ids[at : at + 1] = ids
-        self._ids_moved += len(ids) - 1
+        self._moves.append((mask.start, len(text) - len(self.text), len(ids) - 1))
+        self.text = text
+        if was_last:  # the document ended in this mask, and blanks before it may still be open
+            self.ids = list(blanks.close(self.ids, self._tokenizer))
+
+    def _text_moved(self, mask: Mask) -> int:
+        return sum(text for start, text, _ in self._moves if start < mask.start)

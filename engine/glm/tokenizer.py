@@ -170,6 +170,11 @@ class Tokenizer:
             return self._plain.decode([number])
         return piece.replace(SPACE, " ").replace(LINE_BREAK, "\n")
 
+    @property
+    def model(self) -> bytes:
+        """The vocabulary without special tokens: `Tokenizer(model, num_image_tokens)` is this one again."""
+        return self._model
+
     def hash(self) -> str:
         """sha256 (hex) of the text pieces and the number of image tokens: equal hashes, equal ids."""
         return hashlib.sha256(b"%d\n" % self.num_image_tokens + self._model).hexdigest()

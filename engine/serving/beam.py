@@ -88,7 +88,7 @@ class BeamSearch:
         return BeamAsk(
             self._beams.count * (max(1, len(self._end_ids)) + 1),
             tuple(branch.score for branch in self._live),
-            tuple(always + self._repeats(branch) for branch in self._live),
+            tuple(always + sampling.banned_next(branch.tokens) + self._repeats(branch) for branch in self._live),
             # A seed for each step: what is drawn depends on the request alone.
             derive_seed(self._seed, 1 + self._steps) if self._beams.sampled else None,
         )
@@ -160,14 +160,16 @@ class BeamSearch:
         del self._ended[self._beams.count :]
 
     def _penalised(self, score: float, generated: int) -> float:
-        return score / ((5 + len(self.request.prompt.ids) + generated) / 6) ** self._beams.length_penalty
+        length = len(self.request.prompt.ids) + self._beams.padding + generated
+        return score / ((5 + length) / 6) ** self._beams.length_penalty
 
     def _repeats(self, branch: _Branch) -> tuple[int, ...]:
         """Tokens that would end an n-gram which ended in an earlier generated token of this beam."""
         length = self.request.sampling.no_repeat_ngram - 1
         if length < 0:
             return ()
-        ids = (*self.request.prompt.ids[-length:], *branch.tokens) if length else branch.tokens
+        before = (*self.request.prompt.ids, *[0] * self._beams.padding)
+        ids = (*before[-length:], *branch.tokens) if length else branch.tokens
         if length >= len(ids):
             return ()
         last = ids[len(ids) - length :]

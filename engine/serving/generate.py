@@ -7,15 +7,19 @@
 Calling one of the four parses, checks and queues at once: what can be refused is refused by a GLMError of the call, with
 nothing left behind. From then on a failure is an Error event. A run is not cancelled by leaving the iteration.
 
-A text's blanks are filled left to right, each by a prompt of its own that has the fills before it in their places.
+A text's blanks are filled left to right, each by a prompt of its own that has the fills before it in their places; or with
+`order` "confident" in rounds that each place the surest of the fills of all open blanks (see run.py).
 `complete` and `chat` fill one [gMASK], the last one, as blank 0. `alternatives` fills are made of every blank, from one
 reading of its prompt; the first is the one that is shown and goes into the text. Without `max_new_tokens` a blank gets
-run.DEFAULT_NEW_TOKENS; either is cut to what the model's positions leave, and so that prompt and answer of a blank are not
+run_job.DEFAULT_NEW_TOKENS; either is cut to what the model's positions leave, and so that prompt and answer of a blank are not
 longer than `total_length`, if that is given. `run` is the run's id, if it has one.
+
+The functions with `_job` in their names do the same up to what a run would be given; estimate.py tells what that would take.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 
 from engine.errors import GLMError
@@ -24,9 +28,11 @@ from engine.glm.blanks import Document
 from engine.glm.config import ChatFormat
 from engine.glm.tokenizer import Tokenizer
 from engine.serving import protocol
+from engine.serving.pinned import Pinned
 from engine.serving.pool import Pool
-from engine.serving.protocol import Sampling
-from engine.serving.run import DEFAULT_NEW_TOKENS, Job, Run
+from engine.serving.protocol import Limits, Sampling
+from engine.serving.run import Run
+from engine.serving.run_job import Job, check_order, kept_for_answer
 
 # No text has this many characters for each of its tokens: longer ones are refused before they are tokenised.
 _CHARACTERS_A_TOKEN = 64
@@ -36,12 +42,13 @@ Message = Mapping[str, str] | tuple[str, str]  # {"role", "content"}, or (role, 
 
 
 def fill(
-    pool: Pool,
+    pool: Pool | Pinned,
     tokenizer: Tokenizer,
     text: str,
     sampling: Sampling = _DEFAULT,
     alternatives: int = 1,
     *,
+    order: str = "left",
     total_length: int | None = None,
     run: str | None = None,
 ) -> Run:
@@ -49,12 +56,29 @@ def fill(
 
     GLMError: unknown_mask, prompt_too_long, bad_request (with the field), queue_full, overloaded.
     """
-    document = _parse(pool, tokenizer, text)
-    return Run(pool, tokenizer, Job(document, document.masks, sampling, alternatives, total_length=total_length), run)
+    limits = pool.require_limits()
+    job = fill_job(limits, tokenizer, text, sampling, alternatives, order=order, total_length=total_length)
+    return Run(pool, tokenizer, job, run)
+
+
+def fill_job(
+    limits: Limits,
+    tokenizer: Tokenizer,
+    text: str,
+    sampling: Sampling = _DEFAULT,
+    alternatives: int = 1,
+    *,
+    order: str = "left",
+    total_length: int | None = None,
+) -> Job:
+    """What `fill` gives its run."""
+    document = _parse(limits, tokenizer, text)
+    check_order(order, len(document.masks), sampling)
+    return Job(document, document.masks, sampling, alternatives, total_length=total_length, order=order)
 
 
 def complete(
-    pool: Pool,
+    pool: Pool | Pinned,
     tokenizer: Tokenizer,
     text: str,
     sampling: Sampling = _DEFAULT,
@@ -64,13 +88,26 @@ def complete(
     run: str | None = None,
 ) -> Run:
     """Go on from a text. The run's text is what was added. Masks inside the text stay masks. GLMError as in `fill`."""
-    document = _parse(pool, tokenizer, text if text.endswith("[gMASK]") else text + "[gMASK]")
-    job = Job(document, document.masks[-1:], sampling, alternatives, whole_text=False, total_length=total_length)
+    job = complete_job(pool.require_limits(), tokenizer, text, sampling, alternatives, total_length=total_length)
     return Run(pool, tokenizer, job, run)
 
 
+def complete_job(
+    limits: Limits,
+    tokenizer: Tokenizer,
+    text: str,
+    sampling: Sampling = _DEFAULT,
+    alternatives: int = 1,
+    *,
+    total_length: int | None = None,
+) -> Job:
+    """What `complete` gives its run."""
+    document = _parse(limits, tokenizer, text if text.endswith("[gMASK]") else text + "[gMASK]")
+    return Job(document, document.masks[-1:], sampling, alternatives, whole_text=False, total_length=total_length)
+
+
 def chat(
-    pool: Pool,
+    pool: Pool | Pinned,
     tokenizer: Tokenizer,
     messages: Sequence[Message],
     sampling: Sampling = _DEFAULT,
@@ -86,50 +123,69 @@ def chat(
     the wanted answer, or a quarter of the positions, has room; Started says how many messages that were.
     GLMError: as in `fill`; unsupported for a model without a chat format.
     """
+    limits = pool.require_limits()
+    job = chat_job(limits, tokenizer, messages, sampling, chat_format, alternatives, total_length=total_length)
+    return Run(pool, tokenizer, job, run)
+
+
+def chat_job(
+    limits: Limits,
+    tokenizer: Tokenizer,
+    messages: Sequence[Message],
+    sampling: Sampling = _DEFAULT,
+    chat_format: ChatFormat | None = None,
+    alternatives: int = 1,
+    *,
+    total_length: int | None = None,
+) -> Job:
+    """What `chat` gives its run."""
     if chat_format is None:
         raise GLMError("unsupported", "This model has no chat format.", field="messages")
     rounds = _rounds(messages)
-    positions = pool.require_limits().positions
-    wanted = min(sampling.max_new_tokens or DEFAULT_NEW_TOKENS["[gMASK]"], positions // 4)
-    dropped = 0
-    while True:
-        text = blanks.chat_text([message for part in rounds for message in part], chat_format)
-        if len(rounds) == 1:
-            document = _parse(pool, tokenizer, text, strict=False)
-            break
-        if len(text) <= positions * _CHARACTERS_A_TOKEN:
-            document = blanks.parse(text, tokenizer, strict=False)
-            if len(document.ids) + wanted <= positions:
-                break
-        dropped += len(rounds.pop(0))
-    job = Job(
+    most = limits.positions - kept_for_answer(sampling, limits)
+
+    def written(start: int) -> str:
+        return blanks.chat_text([message for part in rounds[start:] for message in part], chat_format)
+
+    def fits(start: int) -> bool:
+        text = written(start)
+        return (
+            len(text) <= limits.positions * _CHARACTERS_A_TOKEN
+            and len(blanks.parse(text, tokenizer, strict=False).ids) <= most
+        )
+
+    # The first round from which on all fits, found by halving: a conversation of a thousand rounds is read ten times.
+    start = bisect_left(range(len(rounds) - 1), True, key=fits)
+    document = _parse(limits, tokenizer, written(start), strict=False)
+    return Job(
         document,
         document.masks[-1:],
         sampling,
         alternatives,
         whole_text=False,
         own_text=True,
-        dropped_messages=dropped,
+        dropped_messages=sum(map(len, rounds[:start])),
         total_length=total_length,
     )
-    return Run(pool, tokenizer, job, run)
 
 
-def score(pool: Pool, tokenizer: Tokenizer, text: str, answers: Sequence[str], *, run: str | None = None) -> Run:
+def score(
+    pool: Pool | Pinned, tokenizer: Tokenizer, text: str, answers: Sequence[str], *, run: str | None = None
+) -> Run:
     """How likely somebody's own words are: one answer for each mask of a text, in order, by teacher forcing. A Blank event
     each: `logprob` of its alternative counts the end token, its tokens' don't. The run's text has the answers in place.
 
     GLMError as in `fill`, and bad_request for the field answers.
     """
-    document = _parse(pool, tokenizer, text)
+    document = _parse(pool.require_limits(), tokenizer, text)
     if len(answers) != len(document.masks):
         message = f"The text has {len(document.masks)} blanks, but there are {len(answers)} answers."
         raise GLMError("bad_request", message, field="answers", limit=len(document.masks))
     return Run(pool, tokenizer, Job(document, document.masks, Sampling(seed=0), answers=tuple(answers)), run)
 
 
-def _parse(pool: Pool, tokenizer: Tokenizer, text: str, *, strict: bool = True) -> Document:
-    positions = pool.require_limits().positions
+def _parse(limits: Limits, tokenizer: Tokenizer, text: str, *, strict: bool = True) -> Document:
+    positions = limits.positions
     if len(text) > positions * _CHARACTERS_A_TOKEN:
         message = f"The text has {len(text)} characters, far more than the {positions} tokens that the model takes."
         raise GLMError("prompt_too_long", message, field="text", limit=positions - 1)

@@ -81,6 +81,8 @@ class Row:
         sampling = self.job.request.sampling
         assert sampling.seed is not None
         banned = list(sampling.banned_ids)
+        if sampling.banned_starts:
+            banned += sampling.banned_next(tuple(self.tokens))
         if len(self.tokens) < sampling.min_new_tokens:
             banned += end_ids
         if sampling.no_repeat_ngram:

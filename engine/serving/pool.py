@@ -1,7 +1,8 @@
-"""All replicas of one model behind one queue, for the event loop of the web process. Torch-free.
+"""All replicas of a model behind one queue, for the event loop of the web process. Torch-free.
 
     pool = Pool("embedded"); await pool.start()
     async for event in pool.stream(request): ...      # see stream.py; or GLMError
+    await pool.switch("runs/ours/model")              # other weights; what runs, ends on those that it began with
 
 Requests are given out first in, first out, to the replica with the fewest tokens in flight that has slots for all their
 rows. When a replica dies, its requests are run again if no text of theirs had left, else they fail with `worker_died`.
@@ -11,6 +12,7 @@ Every accepted request ends in exactly one Finished, Cancelled or GLMError.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 import weakref
@@ -21,9 +23,13 @@ from typing import Any, Protocol
 from engine.errors import GLMError
 from engine.serving import protocol
 from engine.serving.member import Member
-from engine.serving.options import loading_seconds, plan_replicas
+from engine.serving.options import plan_replicas
+from engine.serving.pace import Pace
+from engine.serving.pinned import Pinned
 from engine.serving.protocol import Cancel, Cancelled, Failed, Finished, Limits, Request, Step
 from engine.serving.stream import Flight, Queued, Started, Stream
+from engine.serving.version import Version
+from engine.serving.versions import Versions
 
 log = logging.getLogger(__name__)
 
@@ -73,8 +79,8 @@ class Pool:
     ) -> None:
         if queue < 1:
             raise GLMError("bad_request", "queue must be at least 1.", field="queue", limit=1)
-        options = plan_replicas(
-            model,
+        plan = functools.partial(
+            plan_replicas,
             replicas=replicas,
             tensor_parallel=tensor_parallel,
             slots=slots,
@@ -88,54 +94,71 @@ class Pool:
             gap_seconds=gap_seconds,
             batch_invariant=batch_invariant,
         )
-        self._model = str(model)
-        loading = asyncio.Lock()
-        self._members = [Member(index, each, self, loading) for index, each in enumerate(options)]
-        self._slots, self._queue_limit, self._start_timeout = slots, queue, start_timeout
+        self._versions = Versions(model, plan, self, start_timeout)
+        self._slots, self._queue_limit = slots, queue
         self._flights: dict[str, Flight] = {}  # waiting and running
         self._waiting: deque[Flight] = deque()
         self._runs: weakref.WeakValueDictionary[str, Cancellable] = weakref.WeakValueDictionary()
-        self._tasks: list[asyncio.Task[None]] = []
-        self._first_news: asyncio.Future[None] | None = None
         self._stopping = False
         self._announcing = False
-        self._row_seconds: float | None = None  # measured: how long a request keeps its slots
-        self.limits: Limits | None = None
+        self.pace = Pace()
+
+    @property
+    def model(self) -> str:
+        """The folder of the weights that serve, or "embedded"."""
+        return self._versions.current.model
+
+    @property
+    def limits(self) -> Limits | None:
+        """Of the weights that serve; None before their first replica was ready."""
+        return self._versions.current.limits
+
+    @property
+    def launched(self) -> bool:
+        """`launch` or `start` was called."""
+        return self._versions.current.launched
+
+    def choose(self, model: str | Path) -> None:
+        """Before the start, or after one that failed: other weights than those it was made for. GLMError as the constructor's."""
+        self._versions.choose(model)
+        self._stopping = False
 
     def launch(self) -> None:
         """Begin to start the replicas, one after the other, in the running loop; `start` waits for them."""
-        assert self._first_news is None, "a pool is started once"
-        self._first_news = asyncio.get_running_loop().create_future()
-        self._tasks = [asyncio.create_task(member.live()) for member in self._members]
+        self._versions.current.launch()
 
     async def start(self) -> None:
         """Start the replicas, if they aren't launched; returns when the first is ready. GLMError if it can't be."""
-        if self._first_news is None:
-            self.launch()
-        assert self._first_news is not None
-        timeout = self._start_timeout or loading_seconds(self._model)
         try:
-            await asyncio.wait_for(self._first_news, timeout)
-        except TimeoutError as error:
-            await self.stop()
-            raise GLMError("timeout", f"The model was not loaded within {timeout:g} s.") from error
+            await self._versions.start()
         except BaseException:
             await self.stop()
             raise
 
+    async def switch(self, model: str | Path, *, drain: bool = False) -> Limits:
+        """Put other weights into service, with all else as it is; returns their limits once all their replicas are ready.
+
+        They load beside the old ones, which serve on meanwhile. From then on requests go to the new ones; those that were
+        accepted before, waiting ones and runs with blanks to come included, end on the old ones, which then leave.
+        drain: where there is no room for both. The old ones finish what they have and leave first; until the new ones are
+        ready, new requests are refused as overloaded.
+
+        GLMError: bad_request, model_not_found, bad_model, unsupported; overloaded for a lack of memory, or another switch that is
+        under way; worker_died, timeout. The old weights are in service then, with `drain` loaded again.
+        """
+        return await self._versions.switch(model, drain)
+
+    async def settled(self) -> None:
+        """Wait until only one version is there: those that were replaced have ended what they had, and are gone."""
+        await self._versions.settled()
+
     async def stop(self) -> None:
         """End all replicas. Requests that have not ended fail with `worker_died`. May be called twice."""
         self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        for result in await asyncio.gather(*self._tasks, return_exceptions=True):
-            if not isinstance(result, asyncio.CancelledError):
-                log.error("a replica was not looked after", exc_info=result)
-        self._tasks = []
         self._waiting.clear()
         for flight in list(self._flights.values()):
             self._end(flight, GLMError("worker_died", "The server is stopping."))
-        await asyncio.gather(*(member.stop() for member in self._members))
+        await self._versions.stop()
 
     async def __aenter__(self) -> Pool:
         await self.start()
@@ -147,18 +170,31 @@ class Pool:
     @property
     def ready(self) -> bool:
         """A replica is ready now."""
-        return any(member.state == "ready" for member in self._members)
+        return self._versions.current.ready
+
+    @property
+    def waiting(self) -> int:
+        """Requests that no replica works on yet."""
+        return len(self._waiting)
+
+    def wait_seconds(self, rows: int) -> float | None:
+        """How long a request of so many rows would wait if it came now: 0 if it would not, None before anything was measured."""
+        if not self._waiting and any(self._fits(member, rows) for member in self._versions.current.members):
+            return 0.0
+        return self._eta(sum(map(self._slots_of, self._waiting)))
 
     def status(self) -> dict[str, Any]:
         """What the pool is doing, for a health page."""
         return {
             "ready": self.ready,
-            "model": self.limits.model if self.limits else self._model,
+            "model": self.limits.model if self.limits else self.model,
             "waiting": len(self._waiting),
             "in_flight": len(self._flights) - len(self._waiting),
             "replicas": [
                 {
                     "index": member.index,
+                    "model": version.model,
+                    "leaving": version.leaving,
                     "state": member.state,
                     "pid": member.pid,
                     "pids": member.pids,
@@ -168,24 +204,34 @@ class Pool:
                     "starts": member.starts,
                     "reason": member.reason,
                 }
-                for member in self._members
+                for version in self._versions.all
+                for member in version.members
             ],
         }
 
     def require_limits(self) -> Limits:
         """The limits; GLMError overloaded before the first replica is ready."""
-        if self.limits is None:
-            raise GLMError("overloaded", "The model is not loaded yet.", retry_after_s=1.0)
-        return self.limits
+        return self._versions.current.require_limits()
+
+    def pinned(self) -> Pinned:
+        """This pool with the weights that serve now, whatever comes into service later. GLMError overloaded while a switch that
+        drains first is between two."""
+        if self._versions.between:
+            raise GLMError("overloaded", "Other weights are being loaded; please try again.", retry_after_s=5.0)
+        return Pinned(self, self._versions.current)
 
     def stream(self, request: Request, *, first: bool = False) -> Stream:
         """Accept a request; its events follow. `first`: it goes on with a run that was accepted, so it waits before all
         others and is never refused for a full queue. Errors at once: those of `protocol.check`, queue_full, overloaded."""
-        protocol.check(request, self.require_limits())
+        return self.pinned().stream(request, first=first)
+
+    def accept(self, version: Version, request: Request, first: bool) -> Stream:
+        """`stream`, for Pinned."""
+        protocol.check(request, version.require_limits())
         if self._stopping:
             raise GLMError("overloaded", "The server is stopping.")
-        if all(member.broken for member in self._members):
-            reason = self._members[0].reason
+        if version.broken:
+            reason = version.members[0].reason
             raise GLMError("overloaded", f"The model can't be run at the moment. {reason}", retry_after_s=5.0)
         if len(self._waiting) >= self._queue_limit and not first:
             raise GLMError(
@@ -195,7 +241,8 @@ class Pool:
                 retry_after_s=self._eta(sum(map(self._slots_of, self._waiting))) or 1.0,
             )
         assert request.id not in self._flights, "request ids are unique"
-        flight = Flight(request, Stream(request))
+        flight = Flight(request, Stream(request), version)
+        version.requests += 1
         self._flights[request.id] = flight
         if first:
             self._waiting.appendleft(flight)
@@ -242,24 +289,17 @@ class Pool:
         """The end of `register`."""
         self._runs.pop(run.id, None)
 
-    # What the members tell (see member.Owner)
+    # What the versions tell (see version.Host)
 
-    def member_ready(self, member: Member) -> None:
-        self.limits = member.limits
-        assert self._first_news is not None
-        if not self._first_news.done():
-            self._first_news.set_result(None)
+    def version_ready(self, version: Version) -> None:
         self._dispatch()
 
-    def member_failed(self, member: Member, error: GLMError) -> None:
-        """A start failed. Nobody may wait for a model that doesn't come up."""
-        assert self._first_news is not None
-        if not self._first_news.done():
-            self._first_news.set_exception(error)
-        if all(other.broken for other in self._members):
-            while self._waiting:
-                message = f"The model can't be started again. {error.message}"
-                self._end(self._waiting.popleft(), GLMError("worker_died", message, retry_after_s=5.0))
+    def version_failed(self, version: Version, error: GLMError) -> None:
+        if version.broken:
+            message = f"The model can't be started again. {error.message}"
+            for flight in [flight for flight in self._waiting if flight.version is version]:
+                self._waiting.remove(flight)
+                self._end(flight, GLMError("worker_died", message, retry_after_s=5.0))
 
     def member_died(self, member: Member) -> None:
         again = []
@@ -296,39 +336,39 @@ class Pool:
             if flight is None:  # the pool is stopping
                 continue
             if isinstance(end, Finished) and not flight.request.choices:
-                assert flight.stream.given_at is not None
-                seconds = time.monotonic() - flight.stream.given_at
-                self._row_seconds = seconds if self._row_seconds is None else 0.9 * self._row_seconds + 0.1 * seconds
+                self.pace.note_finished(flight.stream, end, time.monotonic())
             self._end(flight, end.error if isinstance(end, Failed) else end)
         if step.ends:
             self._dispatch()
 
     def _dispatch(self) -> None:
-        """Give out the front of the queue as far as slots are free."""
-        gave = False
-        while self._waiting:
-            flight = self._waiting[0]
-            members = [
-                member
-                for member in self._members
-                if member.state == "ready" and self._rows(member) + self._slots_of(flight) <= self._slots
-            ]
-            if not members:
-                break
-            self._waiting.popleft()
-            flight.member = min(members, key=self._tokens)
+        """Give out the queue in its order, of each version as far as slots are free."""
+        gave, full, kept = False, set[Version](), deque[Flight]()
+        while self._waiting and len(full) < len(self._versions.all):
+            flight = self._waiting.popleft()
+            rows, members = self._slots_of(flight), flight.version.members
+            fitting = [] if flight.version in full else [member for member in members if self._fits(member, rows)]
+            if not fitting:
+                full.add(flight.version)
+                kept.append(flight)
+                continue
+            flight.member = min(fitting, key=self._tokens)
             flight.runs += 1
             flight.stream.given_at = time.monotonic()
             flight.member.send(flight.request)
             gave = True
+        self._waiting.extendleft(reversed(kept))
         if gave and self._waiting:
             self._announce()
+
+    def _fits(self, member: Member, rows: int) -> bool:
+        return member.state == "ready" and self._rows(member) + rows <= self._slots
 
     def _rows(self, member: Member) -> int:
         return sum(self._slots_of(flight) for flight in self._flights.values() if flight.member is member)
 
     def _slots_of(self, flight: Flight) -> int:
-        return flight.request.slots(self.require_limits().positions)
+        return flight.request.slots(flight.version.require_limits().positions)
 
     def _tokens(self, member: Member) -> int:
         return sum(flight.request.tokens for flight in self._flights.values() if flight.member is member)
@@ -350,11 +390,13 @@ class Pool:
 
     def _eta(self, rows_before: int) -> float | None:
         """Seconds until a slot is free for a request with so many rows before it, at the measured pace."""
-        if self._row_seconds is None:
+        held = self.pace.held_seconds
+        if held is None:
             return None
-        slots = self._slots * max(1, sum(member.state == "ready" for member in self._members))
-        return round(self._row_seconds * (rows_before + 1) / slots, 2)
+        slots = self._slots * max(1, sum(member.state == "ready" for member in self._versions.current.members))
+        return round(held * (rows_before + 1) / slots, 2)
 
     def _end(self, flight: Flight, event: Finished | Cancelled | GLMError) -> None:
         del self._flights[flight.request.id]
+        flight.version.ended()
         flight.stream.end(event)

@@ -28,6 +28,7 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 200  # characters
 MAX_BANNED = 4096
 MAX_LOGPROBS = 20
+MAX_PADDING = 32
 MAX_SEED = 2**63 - 1
 
 
@@ -104,6 +105,9 @@ class Beams:
     length_penalty: float = 1.0
     sampled: bool = False
     consider_end: bool = True
+    padding: int = (
+        0  # tokens of padding behind the prompt that lengths and n-grams count, too: GLM-130B's evaluation has it
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,8 +128,13 @@ class Sampling:
     stop: tuple[str, ...] = ()
     seed: int | None = None  # None: drawn when the request is accepted; never None in a Request
     banned_ids: tuple[int, ...] = ()
+    banned_starts: tuple[tuple[int, ...], ...] = ()  # no answer begins with one of these
     logprobs: int = 0  # how many of the most likely tokens to report beside the chosen one
     beams: Beams | None = None
+
+    def banned_next(self, made: tuple[int, ...]) -> tuple[int, ...]:
+        """Tokens that would complete one of the banned starts behind those that were made."""
+        return tuple(start[-1] for start in self.banned_starts if start[:-1] == made)
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,14 +289,14 @@ def derive_seed(seed: int, part: int) -> int:
     return int.from_bytes(digest, "little") & MAX_SEED
 
 
-def room(prompt: Prompt, positions: int) -> int:
-    """How many tokens can follow a prompt: context and answer together have `positions` places."""
-    return positions - prompt.context_length
+def room(prompt_tokens: int, limits: Limits) -> int:
+    """How many tokens can follow a prompt of so many, `sop` included: the context and the answer share the positions."""
+    return limits.positions - (prompt_tokens - 1)
 
 
-def beam_room(prompt: Prompt, beams: int, limits: Limits) -> int:
+def beam_room(prompt_tokens: int, beams: int, limits: Limits) -> int:
     """How many tokens each of so many beams can get from all slots together."""
-    return (limits.slots * limits.positions - len(prompt.ids)) // beams
+    return (limits.slots * limits.positions - prompt_tokens) // beams
 
 
 def check_sampling(sampling: Sampling, limits: Limits) -> None:
@@ -327,6 +336,9 @@ def check_sampling(sampling: Sampling, limits: Limits) -> None:
         raise GLMError(
             "bad_request", "A banned token is not in the vocabulary.", field="banned_ids", limit=limits.vocabulary
         )
+    if len(sampling.banned_starts) > MAX_BANNED or not all(sampling.banned_starts):
+        message = f"At most {MAX_BANNED} starts of answers can be banned, of a token or more each."
+        raise GLMError("bad_request", message, field="banned_starts", limit=MAX_BANNED)
     if sampling.beams is not None:
         _check_beams(sampling)
 
@@ -336,6 +348,7 @@ def _check_beams(sampling: Sampling) -> None:
     assert sampling.beams is not None
     _within("num_beams", sampling.beams.count, 1, MAX_BEAMS)
     _within("length_penalty", sampling.beams.length_penalty, -10.0, 10.0)
+    _within("padding", sampling.beams.padding, 0, MAX_PADDING)
     plain = Sampling()
     for name in ("temperature", "top_k", "top_p", "repetition_penalty", "stop", "logprobs"):
         if getattr(sampling, name) != getattr(plain, name):
@@ -347,7 +360,7 @@ def check(request: Request, limits: Limits) -> None:
     prompt, sampling = request.prompt, request.sampling
     check_sampling(sampling, limits)
     _within("alternatives", request.alternatives, 1, limits.max_alternatives)
-    free = room(prompt, limits.positions)
+    free = room(len(prompt.ids), limits)
     if free < 1:
         raise prompt_too_long(prompt.context_length, limits.positions)
     if not all(0 <= token < limits.vocabulary for token in prompt.ids):
@@ -376,7 +389,7 @@ def check(request: Request, limits: Limits) -> None:
         return
     if request.alternatives > 1:
         raise GLMError("bad_request", "The beams are the alternatives: leave the number out.", field="alternatives")
-    most = beam_room(prompt, sampling.beams.count, limits)
+    most = beam_room(len(prompt.ids), sampling.beams.count, limits)
     if sampling.max_new_tokens > most:
         count = sampling.beams.count
         message = f"{count} beams have room for {max(0, most)} new tokens each here."

@@ -87,11 +87,12 @@ class Runner:
             assert context > 0
             ids += prompt.ids[:context]
             positions += prompt.positions[:context]
-            branches = [[prompt.ids[context], *choice[:-1]] for choice in choices] or [[prompt.ids[context]]]
+            tail = prompt.ids[context:]  # `sop`; with text behind it where a prompt is read from left to right
+            branches = [[*tail, *choice[:-1]] for choice in choices] or [[*tail]]
             for branch in branches:
-                wanted += range(len(ids), len(ids) + len(branch))
+                wanted += range(len(ids) + len(tail) - 1, len(ids) + len(branch))
                 ids += branch
-                positions += [prompt.positions[context], *(prompt.position(j) for j in range(len(branch) - 1))]
+                positions += [*prompt.positions[context:], *map(prompt.position, range(len(branch) - len(tail)))]
             segments.append(Segment(context, tuple(map(len, branches)), slot))
         hidden = self._model.embed(self._indices(ids)[None])
         rotary = self._model.rotary(self._indices(positions)[None])

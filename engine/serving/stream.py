@@ -13,6 +13,7 @@ from engine.serving.protocol import Cancelled, Finished, Limits, Request, Search
 
 if TYPE_CHECKING:
     from engine.serving.member import Member
+    from engine.serving.version import Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,7 @@ class Flight:
 
     request: Request
     stream: Stream
+    version: Version
     member: Member | None = None  # None: it waits
     runs: int = 0
     told_started: bool = False

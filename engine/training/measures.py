@@ -1,9 +1,9 @@
 """How well a model does on rows that it was not trained on: text in bits per byte, blanks and questions by their answers.
 
 Rows have the forms of sources.py. Of a document every byte counts, read from left to right behind a [gMASK], in windows of the
-model's length. Of a text with blanks, and of a question, an answer is right if the greedy one is the row's, but for case and the
-point at its end; where the row has words that are "wanted", if it has them in it. `perplexity` is that of the rows' answers'
-tokens, their end included, by the model's own probability.
+model's length. Of a text with blanks, and of a conversation's last answer, an answer is right if the greedy one is the row's,
+but for case and the point at its end; where the row has words that are "wanted", if it has them in it. `perplexity` is that of the
+rows' answers' tokens, their end included, by the model's own probability.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from engine.errors import GLMError
 from engine.glm import blanks, checkpoint
 from engine.glm.attention import MaskedAttention, prefix_visible
 from engine.glm.blanks import Sample
@@ -31,10 +32,15 @@ from engine.training.sources import is_document
 
 async def measure(folder: Path, splits: dict[str, list[dict]]) -> dict[str, dict]:
     """Of each split: documents, bytes, bits_per_byte; blanks (texts), blanks_right; questions, questions_right; perplexity of
-    the answers. What a split has none of is left out. GLMError: those of checkpoint.load, Pool and `ask`; bad_data."""
+    the answers; too_long: rows that this model has no room for. What a split has none of is left out. GLMError: those of
+    checkpoint.load, Pool and `ask`; bad_data."""
     config, tokenizer = Config.load(folder), Tokenizer.load(folder)
+    whole, splits = splits, {name: _fitting(rows, config, tokenizer) for name, rows in splits.items()}
     model = checkpoint.load(folder, device=choose_device(0, 1))
     found = {name: _by_probability(model, tokenizer, rows) for name, rows in splits.items()}
+    for name, rows in splits.items():
+        if missing := len(whole[name]) - len(rows):
+            found[name]["too_long"] = missing
     del model
     asked = [(name, row, *_question(row)) for name, rows in splits.items() for row in rows if not is_document(row)]
     if not asked:
@@ -46,6 +52,14 @@ async def measure(folder: Path, splits: dict[str, list[dict]]) -> dict[str, dict
         found[name][what] = found[name].get(what, 0) + 1
         found[name][f"{what}_right"] = found[name].get(f"{what}_right", 0) + _is_right(row, wanted, said)
     return found
+
+
+def _fitting(rows: list[dict], config: Config, tokenizer: Tokenizer) -> list[dict]:
+    return [
+        row
+        for row in rows
+        if is_document(row) or all(len(sample.ids) <= config.positions for sample in _samples(row, config, tokenizer))
+    ]
 
 
 def _is_right(row: dict, answers: list[str], said: Asked) -> bool:
@@ -65,12 +79,14 @@ def table(found: dict[str, dict]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _question(row: dict) -> tuple[str, str, list[str]]:
-    """mode, text and the answers."""
+def _question(row: dict) -> tuple[str, str | list[tuple[str, str]], list[str]]:
+    """mode, text or messages, and the answers: of a conversation the last one."""
     if "answers" in row:
         return "fill", row["text"], row["answers"]
-    first, second = row["messages"][0]["content"], row["messages"][1]["content"]
-    return ("fill" if first.count("[MASK]") == 1 else "chat"), first, [second]
+    *messages, (_, answer) = [(message["role"], message["content"]) for message in row["messages"]]
+    if len(messages) == 1 and messages[0][1].count("[MASK]") == 1:
+        return "fill", messages[0][1], [answer]
+    return "chat", messages, [answer]
 
 
 @torch.inference_mode()
@@ -94,11 +110,12 @@ def _by_probability(model: GLM, tokenizer: Tokenizer, rows: Iterable[dict]) -> d
 
 
 def _samples(row: dict, config: Config, tokenizer: Tokenizer) -> list[Sample]:
-    mode, text, wanted = _question(row)
-    if mode == "fill":
+    _, text, wanted = _question(row)
+    if isinstance(text, str):
         return blank_samples(text, wanted, tokenizer)
-    assert config.chat is not None
-    return [chat_sample([("user", text), ("assistant", wanted[0])], config.chat, tokenizer)]
+    if config.chat is None:
+        raise GLMError("bad_data", "Conversations need a model with a chat format.", field="messages")
+    return [chat_sample([*text, ("assistant", wanted[0])], config.chat, tokenizer)]
 
 
 def text_nats(model: GLM, ids: Sequence[int], tokenizer: Tokenizer) -> float:

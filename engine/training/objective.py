@@ -110,8 +110,8 @@ def row_samples(
 ) -> list[Sample]:
     """The sequences of one row, each at most `length` tokens; an empty list where the row is too long or empty.
 
-    A document longer than `length` gives one piece of it, chosen at random; a conversation one of its answers; a question
-    that is itself a text with one blank is a blank to fill, not a conversation.
+    A document longer than `length` gives one piece of it, chosen at random; a conversation one of its answers, but none with
+    `"weight": 0`; a question that is itself a text with one blank is a blank to fill, not a conversation.
     """
     return fitting_samples(row, chat, tokenizer, objective, length, random)[0]
 
@@ -129,7 +129,9 @@ def fitting_samples(
     elif "messages" in row:
         messages = [(message["role"], message["content"]) for message in row["messages"]]
         turns = [
-            index for index, (role, content) in enumerate(messages) if role == "assistant" and index and content.strip()
+            index
+            for index, (role, content) in enumerate(messages)
+            if role == "assistant" and index and content.strip() and row["messages"][index].get("weight", 1)
         ]
         if len(messages) == 2 and turns and messages[0][1].count("[MASK]") == 1:
             samples = blank_samples(messages[0][1], [messages[1][1]], tokenizer)

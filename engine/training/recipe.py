@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from engine.errors import GLMError
 from engine.glm.adapter import TARGETS, Lora
-from engine.glm.config import PRESETS, Config
+from engine.glm.config import PRESETS, Config, resolve_model
 
 
 class _Strict(BaseModel):
@@ -160,7 +162,11 @@ class Split(_Strict):
 
 
 class Recipe(_Strict):
-    model: str
+    """model: a preset's shape; None: that of `initial`. name: what the trained model is called; None: as the model it goes on
+    from, or the preset."""
+
+    model: str | None = None
+    name: str | None = Field(None, min_length=1, max_length=100)
     lora: LowRank | None = None
     initial: str | None = None  # a model folder, or "embedded", to go on from with its vocabulary; None: fresh weights
     seed: int = 1
@@ -182,9 +188,15 @@ class Recipe(_Strict):
     def steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
 
-    @property
+    @cached_property
     def config(self) -> Config:
-        return PRESETS[self.model]
+        """Of the model that is trained. GLMError model_not_found, bad_model: those of `initial`."""
+        if self.model is not None:
+            config = PRESETS[self.model]
+        else:
+            assert self.initial is not None
+            config = Config.load(resolve_model(self.initial))
+        return config if self.name is None else replace(config, name=self.name)
 
     def stage_at(self, step: int) -> Stage:
         """The stage that step number `step` (0-based) belongs to."""
@@ -245,7 +257,9 @@ class Recipe(_Strict):
             where = ".".join(str(part) for part in first["loc"]) or "the file"
             raise GLMError("bad_data", f"{path}: {where}: {first['msg']}.", field=where) from error
         recipe._check_together(path)
-        if recipe.model not in PRESETS:
+        if recipe.model is None and recipe.initial is None:
+            raise GLMError("bad_data", f"{path}: a recipe needs model, initial, or both.", field="model")
+        if recipe.model is not None and recipe.model not in PRESETS:
             raise GLMError("bad_data", f"{path}: model must be one of {', '.join(PRESETS)}.", field="model")
         longest = max(stage.length for stage in recipe.stages)
         if longest > recipe.config.positions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,20 +58,27 @@ class Asked:
     fills: tuple[str, ...] = ()
 
 
-async def ask(pool: Pool, tokenizer: Tokenizer, config: Config, questions: list[tuple[str, str]]) -> list[Asked]:
+async def ask(
+    pool: Pool, tokenizer: Tokenizer, config: Config, questions: Sequence[tuple[str, str | Sequence[tuple[str, str]]]]
+) -> list[Asked]:
     """Answer (mode, text) questions greedily, as many at once as the pool takes. GLMError: see `ask_one`."""
     return await asyncio.gather(*(ask_one(pool, tokenizer, config, mode, text) for mode, text in questions))
 
 
-async def ask_one(pool: Pool, tokenizer: Tokenizer, config: Config, mode: str, text: str) -> Asked:
-    """Answer one question. mode: "chat", or "fill" for a text with blanks.
+async def ask_one(
+    pool: Pool, tokenizer: Tokenizer, config: Config, mode: str, text: str | Sequence[tuple[str, str]]
+) -> Asked:
+    """Answer one question. mode: "chat", or "fill" for a text with blanks. A chat may have rounds before, as (role, content).
 
     GLMError: those of generate.chat and generate.fill, and of a run that failed, non_finite_logits say.
     """
     sampling = Sampling(temperature=0.0, max_new_tokens=NEW_TOKENS)
     if mode == "chat":
-        run = generate.chat(pool, tokenizer, [("user", text)], sampling, chat_format=config.chat)
+        messages = [("user", text)] if isinstance(text, str) else text
+        text = messages[-1][1]
+        run = generate.chat(pool, tokenizer, messages, sampling, chat_format=config.chat)
     else:
+        assert isinstance(text, str)
         run = generate.fill(pool, tokenizer, text, sampling)
     fills: list[str] = []
     last = None

@@ -4,7 +4,7 @@ A row has one of four forms; what else it holds doesn't matter:
 
     {"text"}                                 a document
     {"text", "answers": ["..."]}             a text with blanks, "... [MASK] ...", and what fills them
-    {"messages": [{"role", "content"}]}      a conversation of user and assistant
+    {"messages": [{"role", "content"}]}      a conversation of user and assistant; an answer with "weight": 0 is not learnt
     {"prompt", "response"}                   a conversation of one round; it is read as {"messages"}
 
 Files: JSON lines, plain or compressed, or Parquet with columns of these names (row_files.py).

@@ -13,7 +13,10 @@ from pathlib import Path
 
 from engine.errors import GLMError
 
-NAME = "step-{:08d}"
+
+def state_name(step: int) -> str:
+    """Of the folder of a step's state."""
+    return f"step-{step:08d}"
 
 
 class States:
@@ -37,7 +40,7 @@ class States:
 
         GLMError overloaded, in the rank that it happened to, if they can't be written; the run then ends.
         """
-        path = self.folder / NAME.format(step)
+        path = self.folder / state_name(step)
         new = self.folder / f".{path.name}.new"
         if self._rank == 0:
             shutil.rmtree(new, ignore_errors=True)

@@ -23,6 +23,7 @@ import torch
 
 from engine.errors import GLMError
 from engine.glm import checkpoint, lora
+from engine.glm.adapter import read_adapter
 from engine.glm.config import Config, resolve_model
 from engine.glm.machine import matmul_peak
 from engine.glm.model import GLM, initialise
@@ -39,7 +40,7 @@ from engine.training.shares_of_tokens import stage_weights
 from engine.training.sources import find_source, read_rows, row_text
 from engine.training.splits import FOLDER as SPLITS
 from engine.training.splits import make_splits
-from engine.training.state import States
+from engine.training.state import States, state_name
 from engine.training.streams import Streams
 from engine.training.training_flops import attended, training_flops
 from engine.training.vocabulary import train_vocabulary
@@ -62,9 +63,15 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.rank, self.world = rank, world
         self.step = 0
+        self._stop_wanted = False
+
+    def stop(self) -> None:
+        """Let `train` save its state and end behind the step that it is at; for a signal handler, in any of the processes."""
+        self._stop_wanted = True
 
     def prepare(self) -> None:
         """Split off the held-out questions first, then train the vocabulary if there is none yet. Rank 0 writes."""
+        self._check_initial()
         for name in self._names():
             find_source(self.data, name)  # a missing one is said before hours of work
         options, seed = self.recipe.held_out, self.recipe.seed
@@ -76,6 +83,18 @@ class Trainer:
             self._prepare_folder()
         self._barrier()
         self.tokenizer = Tokenizer.load(self.tokenizer_file, self.recipe.config.num_image_tokens)
+
+    def _check_initial(self) -> None:
+        if self.recipe.initial is None:
+            return
+        initial = resolve_model(self.recipe.initial)
+        if replace(Config.load(initial), name=self.recipe.config.name) != self.recipe.config:
+            message = f"{initial} has another shape than {self.recipe.model}: it can't be gone on from."
+            raise GLMError("bad_model", message, field="initial")
+        if self.recipe.lora is None and (read_adapter(initial) or self.recipe.config.quantization):
+            what = "an adapter" if read_adapter(initial) else "quantised"
+            message = f"{initial} is {what}: only an adapter (lora) can be trained from it."
+            raise GLMError("unsupported", message, field="lora")
 
     def _prepare_folder(self) -> None:
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.held_out)
@@ -90,11 +109,7 @@ class Trainer:
             self.splits.write(self.folder / SPLITS)
             log.info("%d splits held out, sha256 %s", len(self.splits.rows), self.splits.digest())
         if self.recipe.initial is not None and not self.tokenizer_file.exists():
-            initial = resolve_model(self.recipe.initial)
-            if replace(Config.load(initial), name=self.recipe.config.name) != self.recipe.config:
-                message = f"{initial} has another shape than {self.recipe.model}: it can't be gone on from."
-                raise GLMError("bad_model", message, field="initial")
-            shutil.copyfile(initial / VOCABULARY_FILE, self.tokenizer_file)
+            shutil.copyfile(resolve_model(self.recipe.initial) / VOCABULARY_FILE, self.tokenizer_file)
         if not self.tokenizer_file.exists():
             if self.recipe.vocabulary is None:
                 raise GLMError(
@@ -124,8 +139,11 @@ class Trainer:
                 yield from texts
             yield from texts[: int(len(texts) * (times - int(times)))]
 
-    def train(self) -> Path:
-        """Run to the last step; returns the model folder. GLMError internal for a run that does not come to rest."""
+    def train(self) -> Path | None:
+        """Run to the last step; returns the model folder, None if `stop` ended it before, with its state saved.
+
+        GLMError internal for a run that does not come to rest.
+        """
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         self._grid = grid = Grid.make(self.rank, self.world, recipe.scale.tensor_parallel)
@@ -134,6 +152,7 @@ class Trainer:
             initialise(model, torch.Generator().manual_seed(recipe.seed))
         else:
             model = checkpoint.load(resolve_model(recipe.initial), ranks=grid.tensor, training=True)
+            model.config = replace(model.config, name=recipe.config.name)
         if recipe.lora is not None and lora.adapter_settings(model) is None:
             lora.add(model, recipe.lora.settings(), torch.Generator().manual_seed(recipe.seed))
         self._backend = Backend(recipe, model, grid)
@@ -172,6 +191,9 @@ class Trainer:
         self._peak = self.world * matmul_peak(_PEAK_SECONDS, device=model.device) if self.rank == 0 else 0.0
         with Line(recipe.steps) if self.rank == 0 else contextlib.nullcontext() as line:
             while self.step < recipe.steps:
+                if self._all_stop():
+                    log.info("stopped at step %d of %d", self.step, recipe.steps)
+                    return None
                 stage = recipe.stage_at(self.step)
                 weights = stage_weights(stage, sizes)
                 metrics = self._one_step(stage, [weights.get(name, 0.0) for name in names])
@@ -179,6 +201,18 @@ class Trainer:
                     line(metrics)
         self._tell_left_out()
         return self._write_model(self.folder / "model")
+
+    def _all_stop(self) -> bool:
+        """Whether `stop` was called in one of the processes, which all must know at the same step; the state is saved then."""
+        wanted = self._stop_wanted
+        if self.world > 1:
+            flag = torch.tensor([float(wanted)], device=self._backend.model.device)
+            torch.distributed.all_reduce(flag)
+            wanted = bool(flag.item())
+        last = self._states.latest() if wanted else None
+        if wanted and self.step and (last is None or last.name != state_name(self.step)):
+            self._states.save(self.step, self._save)
+        return wanted
 
     def _tell_left_out(self) -> None:
         """Rows that could not be used, of all processes: in the log, and in left_out.json with the places of the first ones."""
@@ -236,10 +270,11 @@ class Trainer:
         if "event" not in line and self._watch.after(loss, norm) == "rewind":
             self._rewind(loss)
             return None
-        if self.step % recipe.save_every == 0 or self.step == recipe.steps:
-            self._states.save(self.step, self._save)
+        # Before the state: a run that is killed between the two comes here again from the state before.
         if recipe.snapshot_every and self.step % recipe.snapshot_every == 0:
             self._write_model(self.folder / "checkpoints" / f"step-{self.step:08d}")
+        if self.step % recipe.save_every == 0 or self.step == recipe.steps:
+            self._states.save(self.step, self._save)
         return line
 
     def _sum(self, *values: float) -> list[float]:

@@ -58,3 +58,8 @@ def wait_for_status(page: Page, status: str, timeout: float = 60_000) -> dict[st
     page.wait_for_selector(f".glm-assistant[data-status={status}] >> nth=-1", timeout=timeout)
     expect(page.locator(".glm-assistant").last).to_have_attribute("data-status", status, timeout=timeout)
     return remembered(page, "chat")["messages"][-1]
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.click(f"#glm-tab-{name}-button")
+    page.wait_for_selector(f"#glm-{name}", state="visible")

@@ -46,10 +46,10 @@ class Server:
     process: subprocess.Popen[str]
 
 
-def start_server(model: Path | str, folder: Path, port: int = 0) -> Generator[Server, None, None]:
-    """Serve a model until the generator is closed; its database and log lie in `folder`."""
+def start_server(model: Path | str, folder: Path, port: int = 0, *flags: str) -> Generator[Server, None, None]:
+    """Serve a model until the generator is closed; its database and log lie in `folder`. flags: more of `python -m app`."""
     command = [sys.executable, "-m", "app", "--port", str(port), "--model", str(model), "--threads", "1"]
-    command += ["--database", str(folder / "glm.db")]
+    command += ["--database", str(folder / "glm.db"), *flags]
     log = folder / "server.log"
     with log.open("w") as errors:
         process = subprocess.Popen(

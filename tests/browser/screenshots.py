@@ -46,6 +46,30 @@ def fill(page: Page, text: str) -> None:
     page.wait_for_selector("#glm-blanks-result[data-status=done]")
 
 
+def review(page: Page, address: str, password: str) -> None:
+    """The review desk with a word of an answer about to be corrected."""
+    page.goto(f"{address}admin")
+    page.fill("input[autocomplete=username]", "admin")
+    page.fill("input[type=password]", password)
+    page.keyboard.press("Enter")
+    page.locator(".glm-row", has_text="What is the capital of France?").first.click()
+    page.wait_for_selector("#glm-output:has-text('Paris')")
+    page.evaluate(
+        """() => {
+        const walker = document.createTreeWalker(document.querySelector("#glm-output"), NodeFilter.SHOW_TEXT);
+        const range = document.createRange();
+        for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+            const place = node.data.indexOf("Paris");
+            if (place >= 0) { range.setStart(node, place); range.setEnd(node, place + 5); }
+        }
+        getSelection().removeAllRanges();
+        getSelection().addRange(range);
+        }"""
+    )
+    page.click("#glm-correct")
+    page.wait_for_selector(".glm-mask-fill")
+
+
 def make(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     program = next(filter(None, map(shutil.which, CHROMIUM)))
@@ -55,6 +79,10 @@ def make(folder: Path) -> None:
             page = open_page(browser, server.address, "en", DESKTOP)
             precise(page)
             chat(page, ["Hello!", "What is the capital of France?", "Where is the Eiffel Tower?"])
+            page.click("#glm-chat-again")
+            page.wait_for_selector(".glm-turn-count")
+            page.fill("#glm-chat-input", "And which city is the capital of Italy?")
+            page.wait_for_selector("#glm-chat-meter:not([hidden])")
             page.screenshot(path=folder / "chat-en.png")
             page.locator("#glm-preset label").last.click()
             page.fill("#glm-seed textarea, #glm-seed input", "11")
@@ -62,6 +90,19 @@ def make(folder: Path) -> None:
             fill(page, "Paris is the capital of [MASK]. The opposite of big is [MASK].")
             page.click("#glm-fill-1")
             page.screenshot(path=folder / "blanks-en.png")
+            page = open_page(browser, server.address, "en", DESKTOP)
+            page.click("#glm-tab-compare-button")
+            page.fill("#glm-compare-input", "What is the capital of Japan?")
+            page.click("#glm-compare-start")
+            page.wait_for_function("document.querySelectorAll('#glm-compare [data-status=done]').length === 2")
+            page.screenshot(path=folder / "compare-en.png")
+            page = open_page(browser, server.address, "zh-CN", DESKTOP)
+            page.click("#glm-tab-complete-button")
+            precise(page)
+            page.fill("#glm-complete-input", "白日依山尽，")
+            page.click("#glm-complete-start")
+            page.wait_for_function("document.querySelectorAll('#glm-complete [data-status=done]').length === 2")
+            page.screenshot(path=folder / "complete-zh.png")
             page = open_page(browser, server.address, "zh-CN", PHONE, "dark")
             page.locator("#glm-preset label").first.scroll_into_view_if_needed()
             precise(page)
@@ -69,6 +110,9 @@ def make(folder: Path) -> None:
             page.locator("#glm-chat-input").scroll_into_view_if_needed()
             page.evaluate("scrollTo(0, 0)")
             page.screenshot(path=folder / "chat-zh-phone.png")
+            page = browser.new_context(viewport=DESKTOP, locale="en").new_page()
+            review(page, server.address, (Path(temporary) / "glm-admin-password.txt").read_text().strip())
+            page.screenshot(path=folder / "review-en.png")
         browser.close()
 
 

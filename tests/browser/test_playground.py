@@ -7,7 +7,7 @@ import re
 import pytest
 from playwright.sync_api import Page, expect
 
-from app.ui.playground import PRESETS
+from app.ui.playground import PANES, PRESETS
 from app.ui.texts import EXAMPLES, TEXTS
 from tests.browser.actions import (
     as_stored,
@@ -120,7 +120,8 @@ def test_the_language_follows_the_browser_and_can_be_switched(open_page: OpenPag
     expect(page.locator("#glm-blanks-fill")).to_have_text(TEXTS["en"]["blanks.fill"])
     assert not foreign_texts(page, "zh")
     page.click("#glm-language-zh")
-    expect(page.locator("#glm-tab-chat-button")).to_have_text("聊天")
+    for name in PANES:  # Gradio writes them one after the other
+        expect(page.locator(f"#glm-tab-{name}-button")).to_have_text(TEXTS["zh"][f"tab.{name}"])
     expect(page.locator("#glm-temperature")).to_contain_text(TEXTS["zh"]["temperature.help"])
     assert not foreign_texts(page, "en")
 

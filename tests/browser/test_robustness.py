@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import psutil
 import pytest
 from playwright.sync_api import Page, WebSocketRoute, expect
 
+from app.errors import TABLE
 from app.ui.texts import TEXTS
 from tests.browser.actions import (
     LONG,
@@ -56,13 +58,13 @@ def test_stop_ends_the_run(page: Page, pane: str) -> None:
 
 
 def test_a_reload_in_the_middle_of_an_answer_keeps_it_whole(page: Page) -> None:
-    set_number(page, "max_new_tokens", LONG)
+    set_number(page, "max_new_tokens", 1500)
     ask(page, "Tell me a long story.")
     page.wait_for_function("(document.querySelector('.glm-assistant .glm-body')?.textContent.length ?? 0) > 50")
     run = remembered(page, "chat")["messages"][-1]["run"]
     page.reload()
     expect(page.locator(".glm-assistant")).to_have_attribute("data-status", "running")
-    message = wait_for_status(page, "done")
+    message = wait_for_status(page, "done", timeout=180_000)
     record = stored_run(page, run)
     assert message["run"] == run
     assert as_stored(message["content"]) == record["output"]
@@ -106,7 +108,8 @@ def test_a_lost_connection_loses_and_doubles_nothing(open_page: OpenPage) -> Non
     assert 0 < sent[1]["after"] < sent[2]["after"]
 
 
-def test_an_error_is_a_sentence_with_a_way_on(page: Page) -> None:
+def test_an_error_is_a_sentence_with_a_way_on(page: Page, watch: Watch) -> None:
+    watch.expected += ["422"]  # the estimate of what can't be sent
     set_seed(page, "twelve")
     set_number(page, "max_new_tokens", 5)
     ask(page, "Hello")
@@ -168,3 +171,63 @@ def test_another_visitor_sees_nothing_of_it(open_page: OpenPage, server: Server)
     expect(second.locator(".glm-message")).to_have_count(0)
     assert second.request.get(f"{server.address}api/runs/{run}").status == 404
     assert stored_conversations(second) == []
+
+
+def test_a_full_server_says_so_and_the_page_goes_on_by_itself(
+    slow_model_folder: Path, tmp_path: Path, open_page: OpenPage, watch: Watch
+) -> None:
+    watch.expected += ["net::ERR_", "WebSocket connection"]  # the server goes before the pages do
+    running = start_server(slow_model_folder, tmp_path, 0, "--slots", "1", "--queue", "1")
+    try:
+        server = next(running)
+        busy, second, waiting = (open_page(address=server.address) for _ in range(3))
+        set_number(busy, "max_new_tokens", LONG)
+        ask(busy, "Tell me a long story.")
+        busy.wait_for_function("(document.querySelector('.glm-assistant .glm-body')?.textContent.length ?? 0) > 50")
+        for page in (second, waiting):
+            set_number(page, "max_new_tokens", 5)
+        ask(second, "Hello")
+        expect(second.locator(".glm-waiting")).to_contain_text("Place 1 in the queue")
+        ask(waiting, "Hello")
+        box = waiting.locator(".glm-error")
+        expect(box).to_contain_text(TABLE["queue_full"].en)
+        expect(box.locator(".glm-step")).to_have_text(TABLE["queue_full"].step_en)
+        expect(box.locator(".glm-countdown")).to_be_visible()
+        busy.click("#glm-chat-stop")
+        wait_for_status(busy, "cancelled")
+        # Nobody touches the waiting page: it asks again, and has one answer in the same place.
+        wait_for_status(waiting, "done")
+        expect(waiting.locator(".glm-error")).to_have_count(0)
+        expect(waiting.locator(".glm-turn-count")).to_have_count(0)
+        assert [message["role"] for message in remembered(waiting, "chat")["messages"]] == ["user", "assistant"]
+        (conversation,) = stored_conversations(waiting)
+        runs = waiting.request.get(f"{server.address}api/conversations/{conversation['id']}").json()["runs"]
+        assert [run["status"] for run in runs].count("done") == 1
+        assert {run["error_kind"] for run in runs if run["status"] == "error"} <= {"queue_full"}
+    finally:
+        running.close()
+
+
+def test_a_model_process_that_dies_is_seen_and_comes_back(
+    slow_model_folder: Path, tmp_path: Path, open_page: OpenPage, watch: Watch
+) -> None:
+    watch.expected += ["net::ERR_", "WebSocket connection", "status 503"]
+    running = start_server(slow_model_folder, tmp_path)
+    try:
+        server = next(running)
+        page = open_page(address=server.address)
+        set_number(page, "max_new_tokens", LONG)
+        ask(page, "Tell me a long story.")
+        page.wait_for_function("(document.querySelector('.glm-assistant .glm-body')?.textContent.length ?? 0) > 50")
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        (worker,) = [child for child in children if "engine.serving.worker" in " ".join(child.cmdline())]
+        worker.kill()
+        expect(page.locator(".glm-error")).to_contain_text(TABLE["worker_died"].en)
+        assert len(page.inner_text(".glm-assistant .glm-body")) > 50  # what had come stays
+        expect(page.locator("#glm-status")).to_have_attribute("data-state", "loading")
+        expect(page.locator("#glm-status")).to_have_attribute("data-state", "ready", timeout=60_000)
+        set_number(page, "max_new_tokens", 5)
+        page.click(".glm-retry")
+        wait_for_status(page, "done")
+    finally:
+        running.close()

@@ -1,0 +1,1 @@
+"""The pages and routes under /admin, for reviewers and administrators."""
