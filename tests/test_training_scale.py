@@ -150,12 +150,13 @@ def test_half_precision_learns_as_well(plain: Path, runs: Runs) -> None:
     assert found == pytest.approx(losses(plain), rel=0.02) and found != losses(plain)
 
 
-def test_fp16_with_its_loss_scale(plain: Path, runs: Runs) -> None:
+@pytest.mark.parametrize("zero", [1, pytest.param(3, marks=pytest.mark.heavy)])
+def test_fp16_with_its_loss_scale(plain: Path, runs: Runs, zero: int) -> None:
     from deepspeed.accelerator import get_accelerator
 
     if not get_accelerator().is_fp16_supported():
         pytest.skip("DeepSpeed says that this processor has no fp16")
-    run = runs.whole("fp16", scaled(streams=2, zero=1, precision="fp16"))
+    run = runs.whole(f"fp16-{zero}", scaled(streams=2, zero=zero, precision="fp16"))
     assert all(line["loss_scale"] >= 1 for line in lines(run))
     assert losses(run)[-1] == pytest.approx(losses(plain)[-1], rel=0.05)
 

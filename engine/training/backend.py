@@ -127,7 +127,8 @@ class Backend:
     @property
     def loss_scale(self) -> float | None:
         """Of fp16."""
-        return float(self._engine.loss_scale()) if self.recipe.scale.precision == "fp16" else None
+        # The engine itself tells the setting, which is 0 for a scale that moves.
+        return float(self._engine.optimizer.loss_scale) if self.recipe.scale.precision == "fp16" else None
 
     @property
     def skipped(self) -> int:

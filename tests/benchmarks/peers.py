@@ -1,10 +1,11 @@
 """The engine against what people would use instead, at the same shape, in turns in the same run: prefill and decode, with ratios.
 
-    python -m tests.benchmarks.peers --peer-python OTHER/bin/python --rounds 3
+    python -m tests.benchmarks.peers --peer-python OTHER/bin/python --llama F32 Q8_0 Q4_0 --rounds 3
 
-transformers isn't installed with this project: --peer-python names a Python that has it and torch (tried with transformers
-5.23.0). Its Glm has the same matrices; it computes RMS norms and silu where GLM-130B has layer norms and gelu. llama.cpp takes
-long to build: its figures, of another machine, are in llama_cpp.json.
+The peers aren't installed with this project: --peer-python names a Python that has transformers and torch (tried with
+transformers 5.23.0), and for --llama llama-cpp-python and gguf (llama_peer.py; tried with 0.3.36). Both models have the same
+matrices; they compute RMS norms and silu where GLM-130B has layer norms and gelu. Figures of llama.cpp on another machine are in
+llama_cpp.json.
 
 Every contender is a process of its own, which stays loaded and waits for its turn, so that nobody else runs meanwhile. Weights
 are random.
@@ -28,6 +29,8 @@ RECORD = Path(__file__).with_name("llama_cpp.json")
 SHAPE = {"layers": 24, "hidden": 1024, "heads": 16, "inner": 2816, "vocabulary": 20000}
 ENGINE = ("fp32", "int8", "int4", "w8a8")
 TRANSFORMERS = ("fp32", "bf16")
+LLAMA = ("F32", "F16", "Q8_0", "Q4_0")
+AGAINST = ("transformers fp32", "llama F32", "llama Q8_0", "llama Q4_0")  # whom the table has ratios to
 BATCHES = (1, 4, 16)
 
 
@@ -103,12 +106,18 @@ class TransformersContender:
         return statistics.median(seconds)
 
 
-def contend(kind: str, precision: str, threads: int) -> int:
+def contend(kind: str, precision: str, threads: int, folder: Path) -> int:
     """A contender's process: a task a line, its seconds a line."""
-    import torch
+    contender: Any
+    if kind == "llama":
+        from tests.benchmarks.llama_peer import LlamaContender
 
-    torch.set_num_threads(threads)
-    contender = EngineContender(precision) if kind == "engine" else TransformersContender(precision)
+        contender = LlamaContender(precision, SHAPE, folder, threads)
+    else:
+        import torch
+
+        torch.set_num_threads(threads)
+        contender = EngineContender(precision) if kind == "engine" else TransformersContender(precision)
     print("ready", flush=True)
     for line in sys.stdin:
         what, *numbers = json.loads(line)
@@ -119,7 +128,7 @@ def contend(kind: str, precision: str, threads: int) -> int:
 class Contender:
     """A contender's process, seen from outside."""
 
-    def __init__(self, kind: str, precision: str, python: str, threads: int) -> None:
+    def __init__(self, kind: str, precision: str, python: str, threads: int, folder: Path) -> None:
         from engine.glm.allocator import with_large_pages
 
         self.name = f"{kind} {precision}"
@@ -127,7 +136,7 @@ class Contender:
         environment = dict(os.environ) if kind != "engine" else with_large_pages(os.environ)
         environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(ROOT)}
         self._process = subprocess.Popen(
-            [python, __file__, "--contender", kind, precision, "--threads", str(threads)],
+            [python, __file__, "--contender", kind, precision, "--threads", str(threads), "--folder", str(folder)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -162,9 +171,12 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     from engine.glm.machine import measure_machine
 
     torch.set_num_threads(options.threads)
-    contenders = [Contender("engine", one, sys.executable, options.threads) for one in options.engine]
-    if options.peer_python:
-        contenders += [Contender("transformers", one, options.peer_python, options.threads) for one in options.peers]
+    peers = {"transformers": options.peers, "llama": options.llama} if options.peer_python else {}
+    contenders = [
+        Contender(kind, one, sys.executable if kind == "engine" else options.peer_python, options.threads, options.folder)
+        for kind, several in ({"engine": options.engine} | peers).items()
+        for one in several
+    ]
     machines = [measure_machine(torch.device("cpu"))]
     found: dict[str, dict[str, list[float]]] = {one.name: {} for one in contenders}
     try:
@@ -222,12 +234,15 @@ def table(found: dict[str, Any]) -> str:
     for name, one in contenders.items():
         row = [name, f"{one['prefill_ms']:.0f}", *(f"{one['tokens_per_second'][str(batch)]:.1f}" for batch in BATCHES)]
         lines.append(f"| {' | '.join(row)} |")
-    base = contenders.get("transformers fp32")
-    for name, one in contenders.items() if base else ():
-        if name.startswith("engine"):
-            row = [f"{name} / transformers fp32", f"{base['prefill_ms'] / one['prefill_ms']:.2f}x"]
-            rates = ((one["tokens_per_second"][str(batch)], base["tokens_per_second"][str(batch)]) for batch in BATCHES)
-            lines.append(f"| {' | '.join([*row, *(f'{ours / theirs:.2f}x' for ours, theirs in rates)])} |")
+    for against in AGAINST:
+        base = contenders.get(against)
+        for name, one in contenders.items() if base else ():
+            if name.startswith("engine"):
+                row = [f"{name} / {against}", f"{base['prefill_ms'] / one['prefill_ms']:.2f}x"]
+                rates = (
+                    (one["tokens_per_second"][str(batch)], base["tokens_per_second"][str(batch)]) for batch in BATCHES
+                )
+                lines.append(f"| {' | '.join([*row, *(f'{ours / theirs:.2f}x' for ours, theirs in rates)])} |")
     record = json.loads(RECORD.read_text(encoding="utf-8"))
     lines += ["", f"llama.cpp, recorded: {record['version']} on {record['machine']}", ""]
     for name, one in record["figures"].items():
@@ -241,7 +256,9 @@ def main(arguments: list[str]) -> int:
     add = parser.add_argument
     add("--peer-python", metavar="PATH", help="a Python that has transformers and torch (default: the engine alone)")
     add("--engine", nargs="+", choices=ENGINE, default=list(ENGINE), help="precisions of the engine")
-    add("--peers", nargs="+", choices=TRANSFORMERS, default=["fp32"], help="precisions of transformers (default: fp32)")
+    add("--peers", nargs="*", choices=TRANSFORMERS, default=["fp32"], help="precisions of transformers (default: fp32)")
+    add("--llama", nargs="*", choices=LLAMA, default=[], help="kinds of llama.cpp's weights (default: none)")
+    add("--folder", type=Path, default=Path("runs/llama"), help="for llama.cpp's model files (default: runs/llama)")
     add("--prompt", type=int, default=128)
     add("--new", type=int, default=32, help="steps that are measured each time")
     add("--rounds", type=int, default=3)
@@ -250,7 +267,10 @@ def main(arguments: list[str]) -> int:
     add("--contender", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.contender:
-        return contend(*options.contender, options.threads)
+        return contend(*options.contender, options.threads, options.folder)
+    options.folder = options.folder.resolve()
+    if options.llama:
+        options.folder.mkdir(parents=True, exist_ok=True)
     found = run(options)
     sys.stdout.write(json.dumps(found) + "\n" if options.json else table(found))
     return 0
