@@ -20,8 +20,9 @@ _CONTEXT = 8192  # tokens of the model: no limit of what is measured
 
 
 def write_model(path: Path, shape: dict[str, int], kind: str) -> None:
-    """A GGUF file of the "llama" architecture, which has the same matrices as a GLM: random numbers, of a kind F32, F16, Q8_0 or Q4_0. Norms are
-    fp32, as in every such file; there is no vocabulary in it, and the output is the embedding, as in GLM-130B."""
+    """A GGUF file of the "llama" architecture, which has the same matrices as a GLM: random numbers. Norms are
+    fp32, as in every such file; there is no vocabulary in it, and the output is the embedding, as in GLM-130B. kind: F32, F16,
+    Q8_0 or Q4_0."""
     import gguf
 
     hidden, inner = shape["hidden"], shape["inner"]

@@ -173,7 +173,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     torch.set_num_threads(options.threads)
     peers = {"transformers": options.peers, "llama": options.llama} if options.peer_python else {}
     contenders = [
-        Contender(kind, one, sys.executable if kind == "engine" else options.peer_python, options.threads, options.folder)
+        Contender(
+            kind, one, sys.executable if kind == "engine" else options.peer_python, options.threads, options.folder
+        )
         for kind, several in ({"engine": options.engine} | peers).items()
         for one in several
     ]
