@@ -6,7 +6,8 @@ that scale up and the rest down to nothing: it is taken out and kept in 16 bits,
 (arXiv 2208.07339) but by the token, not by the batch. Sums are exact in any order, so a token's result is the same, to the
 bit, whatever is beside it.
 
-oneDNN multiplies 8-bit activations without a sign by weights with one. CPUs without VNNI add such products in pairs of 16
+Where our own products are there (native.py), they do all of it in one pass over the weight. Else oneDNN multiplies 8-bit
+activations without a sign by weights with one. CPUs without VNNI add such products in pairs of 16
 bits, which overflow: there each number goes as two of 4 bits. What the CPU can do is tried out, not looked up.
 """
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from engine.errors import GLMError
+from engine.glm import native
 from engine.glm.quantize import QuantizedLinear
 
 OUTSIDE = 8.0  # times the mean magnitude of a token's activations: 6.4 standard deviations, if they are normal
@@ -50,8 +52,9 @@ class EightBitProduct:
             raise GLMError("unsupported", message, field="quantize")
         self.rows, self.columns = linear.rows, linear.columns
         self._scale = linear.weight_scale.flatten().float()
-        self._row_sums = weight.sum(dim=1, dtype=torch.int32).float() * self._scale
-        self._packed = _pack(weight)
+        self._row_sums = weight.sum(dim=1, dtype=torch.int32)
+        self._own = native.has_eight_bit_products(weight.device)
+        self._weight = weight.contiguous() if self._own else _pack(weight)
         linear.weight = torch.empty(0, dtype=torch.int8)
 
     @property
@@ -59,6 +62,8 @@ class EightBitProduct:
         return self.rows * self.columns + 4 * self._row_sums.numel()
 
     def __call__(self, states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        if self._own:
+            return native.multiply8(self._weight, self._scale, self._row_sums, states.float()).to(states.dtype)
         flat = states.reshape(-1, self.columns).float()
         magnitude = flat.abs()
         outside = magnitude > OUTSIDE * magnitude.mean(dim=-1, keepdim=True)
@@ -80,10 +85,10 @@ class EightBitProduct:
         """Whole numbers -128 .. 127 in fp32, (n, columns) -> their products with the weight that is stood for."""
         raised = (numbers + 128).to(torch.uint8)
         if adds_exactly():
-            return _multiply(raised, self._packed, self._scale, 128)
+            return _multiply(raised, self._weight, self._scale, 128)
         halves = torch.cat((raised >> 4, raised & 15))
-        high, low = _multiply(halves, self._packed, self._scale, 0).chunk(2)
-        return 16 * high + low - 128 * self._row_sums
+        high, low = _multiply(halves, self._weight, self._scale, 0).chunk(2)
+        return 16 * high + low - 128 * (self._row_sums.float() * self._scale)
 
 
 def _rounded(states: Tensor, most: int) -> tuple[Tensor, Tensor]:

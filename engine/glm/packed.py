@@ -5,7 +5,10 @@ it, scales are rounded to bf16, an error of up to 2^-8 of all weights that a sca
 sums are in fp32 and rounded to bf16 once. Each row of activations is computed by itself: its result is the same, to the bit, in
 any batch. Eight bits need one scale a row.
 
-Four bits are stored otherwise for the kernel, in place, so that they are never there twice: the layout depends on torch and
+fp32 activations have products of our own where they can be built (native.py): they read the same bytes, and neither scales nor
+results are rounded to bf16.
+
+Four bits are stored otherwise for torch's kernel, in place, so that they are never there twice: the layout depends on torch and
 on the CPU. Scales become (columns / group, rows, 2) bf16, each with a zero beside it; where a scale covers more columns than
 the kernel's groups do, it is repeated.
 """
@@ -15,6 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from engine.glm import native
 from engine.glm.eight_bit import EightBitProduct
 from engine.glm.quantize import Product, QuantizedLinear, exact_product, unpack_nibbles
 
@@ -40,8 +44,20 @@ def is_repacked(module: nn.Module) -> bool:
     return any(isinstance(linear, QuantizedLinear) and linear.compute is int4_product for linear in module.modules())
 
 
+class NativeProduct:
+    """Our own product of fp32 states with a quantised weight as it is stored."""
+
+    def __call__(self, states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+        return native.multiply(native.Matrix(weight, len(weight), states.shape[-1], scale), states)
+
+
+native_product = NativeProduct()
+
+
 def best_product(linear: QuantizedLinear, dtype: torch.dtype, device: torch.device) -> Product:
-    """The kernels read beyond the end of other shapes, or refuse them."""
+    """torch's kernels read beyond the end of other shapes, or refuse them."""
+    if dtype == torch.float32 and native.can_multiply(linear.bits, linear.columns, linear.groups):
+        return native_product if native.has_products(device) else exact_product
     if dtype != torch.bfloat16 or device.type != "cpu" or linear.rows % 16 or linear.columns % 32:
         return exact_product
     if linear.bits == 8:

@@ -17,7 +17,7 @@ import numpy
 import torch
 
 from engine.errors import GLMError
-from engine.glm import checkpoint
+from engine.glm import checkpoint, native
 from engine.glm.allocator import keep_freed_memory
 from engine.glm.config import EMBEDDED, PRESETS, SERVED_QUANTIZATIONS, W8A8, resolve_model
 from engine.glm.forward_flops import forward_flops
@@ -25,7 +25,7 @@ from engine.glm.machine import Machine
 from engine.glm.model import GLM
 from engine.glm.packed import pack
 from engine.glm.precision import DTYPES
-from engine.glm.prepacked import prepack, weight_bytes
+from engine.glm.prepacked import copies_embedding, prepack, weight_bytes
 from engine.glm.random_layers import fill
 from engine.serving.bench import cache_bytes, check_memory, peak_memory, random_readings
 from engine.serving.job import Ask
@@ -65,13 +65,14 @@ class Speed:
 
 def load(preset: str | None, folder: str | None, precision: str) -> GLM:
     """A preset's shape with random weights, or a model folder's own. precision: of PRECISIONS, or of SERVED_QUANTIZATIONS,
-    which compute in bf16, but w8a8 in fp32.
+    which compute in the type that they are quickest in: fp32 where there are products of our own, w8a8 always; else bf16.
 
     GLMError: overloaded without the memory; those of checkpoint.load.
     """
     kind = precision if precision in SERVED_QUANTIZATIONS else None
-    dtype = torch.float32 if kind == W8A8 else DTYPES["bf16" if kind else precision]
     device = choose_device(0, 1)
+    whole = kind == W8A8 or native.has_products(device)
+    dtype = DTYPES[precision] if kind is None else torch.float32 if whole else torch.bfloat16
     if folder is not None:
         model = checkpoint.load(resolve_model(folder), dtype=dtype, device=device, quantize=kind)
         prepack(model)
@@ -111,7 +112,7 @@ def measure(
     loaded = time.perf_counter() - began
     check_memory(cache_bytes(model, batches, prompt, new))
     weights = weight_bytes(model)
-    if model.head is not None:  # of the plain embedding a step reads a few rows only
+    if copies_embedding(model):  # of the plain embedding a step reads a few rows only
         weights -= model.word_embeddings.weight.nbytes
     prefill, first = prefill_seconds(model, prompt)
     needed = forward_flops(model.config, prompt + 1, 1, (prompt + 1) ** 2)

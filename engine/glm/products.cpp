@@ -1,0 +1,494 @@
+// Products of some rows of activations with a matrix that is read once, as it is stored: fp32, fp16, bf16, whole numbers of 8
+// and 4 bits with scales, and 8-bit numbers on both sides. x86 CPUs with AVX-512.
+//
+// What a row gets never depends on the rows beside it: each element is summed in 16 lanes over the columns in one order (ascending;
+// of 4 bits the even ones of 32, then the odd ones), and the lanes are added in one order at the end, however many rows there
+// are. Sums are fp32; of 8-bit numbers on both sides they are whole numbers, and exact.
+//
+// Four rows of the matrix are multiplied with up to six activations at a time, all in registers. For more activations the rows are
+// written out as fp32 first, into a buffer that the caches hold. A decode step is bound by reading the matrix, a prompt by the
+// multiplications.
+#include <immintrin.h>
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+// Loops of a fixed length are written out: only then are the arrays that they fill kept in registers.
+#define UNROLL _Pragma("GCC unroll 8")
+
+namespace {
+
+constexpr long LANES = 16;
+constexpr long ROWS = 4;               // of the matrix at a time
+constexpr long TOKENS = 6;             // activations at a time: 24 sums and 5 operands are 29 of 32 registers
+// Bytes of the matrix that are asked for ahead: the processor's own prefetch ends at each page, and rows are shorter. int8 of one row
+// took twice as long without.
+constexpr long AHEAD = 8192;
+constexpr long ACTIVATIONS = 1 << 20;  // bytes of activations that stay in a core's second cache
+constexpr float OUTSIDE = 8.0f;        // as in eight_bit.py
+constexpr float MOST8 = 127.0f, MOST16 = 127.0f * 257.0f;
+
+struct Free {
+    void operator()(void* memory) const { std::free(memory); }
+};
+template <typename T>
+using Buffer = std::unique_ptr<T[], Free>;
+template <typename T>
+Buffer<T> buffer(long count) {
+    return Buffer<T>(static_cast<T*>(std::aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64)));
+}
+
+inline long padded(long count, long step) { return (count + step - 1) / step * step; }
+inline __mmask16 first(long count) { return count >= LANES ? 0xFFFF : static_cast<__mmask16>((1u << count) - 1); }
+inline float half(uint16_t bits) { return _cvtsh_ss(bits); }
+
+// ---- Matrices. `load` gives PARTS vectors: 16 * PARTS numbers of a row from a column on, zeros behind the last one. A scale covers
+// columns / groups columns, a multiple of 16 * PARTS where there are several groups.
+
+struct Unscaled {};
+
+struct Fp32 {
+    static constexpr int PARTS = 1;
+    using Scale = Unscaled;
+    const float* weight;
+    long columns, groups;
+    Scale scale_of(long, long) const { return {}; }
+    const char* address(long row, long k) const { return reinterpret_cast<const char*>(weight + row * columns + k); }
+    template <bool WHOLE>
+    void load(long row, long k, Scale, __m512* out) const {
+        const float* at = weight + row * columns + k;
+        out[0] = WHOLE ? _mm512_loadu_ps(at) : _mm512_maskz_loadu_ps(first(columns - k), at);
+    }
+};
+
+struct Short {
+    static constexpr int PARTS = 1;
+    using Scale = Unscaled;
+    const uint16_t* weight;
+    long columns, groups;
+    Scale scale_of(long, long) const { return {}; }
+    const char* address(long row, long k) const { return reinterpret_cast<const char*>(weight + row * columns + k); }
+    template <bool WHOLE>
+    __m256i bits(long row, long k) const {
+        const uint16_t* at = weight + row * columns + k;
+        return WHOLE ? _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)) : _mm256_maskz_loadu_epi16(first(columns - k), at);
+    }
+};
+
+struct Fp16 : Short {
+    template <bool WHOLE>
+    void load(long row, long k, Scale, __m512* out) const {
+        out[0] = _mm512_cvtph_ps(bits<WHOLE>(row, k));
+    }
+};
+
+struct Bf16 : Short {
+    template <bool WHOLE>
+    void load(long row, long k, Scale, __m512* out) const {
+        out[0] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits<WHOLE>(row, k)), 16));
+    }
+};
+
+struct Int8 {
+    static constexpr int PARTS = 1;
+    using Scale = __m512;
+    const int8_t* weight;
+    const uint16_t* scale;  // fp16 (rows, groups)
+    long columns, groups;
+    const char* address(long row, long k) const { return reinterpret_cast<const char*>(weight + row * columns + k); }
+    Scale scale_of(long row, long group) const { return _mm512_set1_ps(half(scale[row * groups + group])); }
+    template <bool WHOLE>
+    void load(long row, long k, Scale by, __m512* out) const {
+        const int8_t* at = weight + row * columns + k;
+        const __m128i numbers = WHOLE ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)) : _mm_maskz_loadu_epi8(first(columns - k), at);
+        out[0] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(numbers)), by);
+    }
+};
+
+// Two numbers a byte, the first one in its upper half. The parts are the even columns of 32 and the odd ones. A scale is a table of
+// what the 16 numbers stand for.
+struct Int4 {
+    static constexpr int PARTS = 2;
+    using Scale = __m512;
+    const uint8_t* weight;
+    const uint16_t* scale;  // fp16 (rows, groups)
+    long columns, groups;
+    const char* address(long row, long k) const { return reinterpret_cast<const char*>(weight + (row * columns + k) / 2); }
+    Scale scale_of(long row, long group) const {
+        const __m512 numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
+        return _mm512_mul_ps(numbers, _mm512_set1_ps(half(scale[row * groups + group])));
+    }
+    template <bool WHOLE>
+    void load(long row, long k, Scale table, __m512* out) const {
+        const uint8_t* at = weight + (row * columns + k) / 2;
+        const __m128i bytes = WHOLE ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)) : _mm_maskz_loadu_epi8(first((columns - k) / 2), at);
+        const __m512i both = _mm512_cvtepu8_epi32(bytes);
+        out[0] = _mm512_permutexvar_ps(_mm512_srli_epi32(both, 4), table);
+        out[1] = _mm512_permutexvar_ps(both, table);
+    }
+};
+
+// ---- Tiles: M activations times ROWS rows of the matrix.
+
+// The lanes of four vectors, added.
+inline __m128 added(__m512 a, __m512 b, __m512 c, __m512 d) {
+    const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    const __m512 low = _mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(1, 0, 1, 0)), high = _mm512_shuffle_ps(ab, cd, _MM_SHUFFLE(3, 2, 3, 2));
+    const __m512 all = _mm512_add_ps(low, high);
+    const __m256 two = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
+}
+
+inline __m128i added(__m512i a, __m512i b, __m512i c, __m512i d) {
+    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+    const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    const __m256i two = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti32x8_epi32(all, 1));
+    return _mm_add_epi32(_mm256_castsi256_si128(two), _mm256_extracti128_si256(two, 1));
+}
+
+// Where results go: (tokens, rows), plus the bias and the residual, either of which may be null.
+struct Target {
+    float* out;
+    const float *bias, *residual;
+    long rows;
+    void put(long token, long row, __m128 found) const {
+        const __mmask8 mask = rows - row >= ROWS ? 0xF : static_cast<__mmask8>((1u << (rows - row)) - 1);
+        const long place = token * rows + row;
+        if (bias) found = _mm_add_ps(found, _mm_maskz_loadu_ps(mask, bias + row));
+        if (residual) found = _mm_add_ps(found, _mm_maskz_loadu_ps(mask, residual + place));
+        _mm_mask_storeu_ps(out + place, mask, found);
+    }
+};
+
+// From the matrix itself. states: rows of `stride` numbers, the parts arranged.
+template <typename Matrix, int M>
+__attribute__((noinline)) void tile(const Matrix& matrix, long row, const float* states, long stride, const Target& target) {
+    constexpr int PARTS = Matrix::PARTS;
+    constexpr long STEP = LANES * PARTS;
+    __m512 sums[M][ROWS];
+    UNROLL for (int m = 0; m < M; ++m)
+        UNROLL for (int n = 0; n < ROWS; ++n) sums[m][n] = _mm512_setzero_ps();
+    auto add = [&](auto whole, long k, const typename Matrix::Scale* scales) {
+        __m512 other[ROWS][PARTS];
+        UNROLL for (int n = 0; n < ROWS; ++n) {
+            _mm_prefetch(matrix.address(row + n, k) + AHEAD, _MM_HINT_T0);
+            matrix.template load<decltype(whole)::value>(row + n, k, scales[n], other[n]);
+        }
+        UNROLL for (int part = 0; part < PARTS; ++part)
+            UNROLL for (int m = 0; m < M; ++m) {
+                const __m512 one = _mm512_loadu_ps(states + m * stride + k + part * LANES);
+                UNROLL for (int n = 0; n < ROWS; ++n) sums[m][n] = _mm512_fmadd_ps(one, other[n][part], sums[m][n]);
+            }
+    };
+    const long span = matrix.columns / matrix.groups;
+    for (long group = 0; group < matrix.groups; ++group) {
+        typename Matrix::Scale scales[ROWS];
+        UNROLL for (int n = 0; n < ROWS; ++n) scales[n] = matrix.scale_of(row + n, group);
+        const long end = (group + 1) * span;
+        long k = group * span;
+        for (; k + STEP <= end; k += STEP) add(std::true_type{}, k, scales);
+        if (k < end) add(std::false_type{}, k, scales);
+    }
+    UNROLL for (int m = 0; m < M; ++m) target.put(m, row, added(sums[m][0], sums[m][1], sums[m][2], sums[m][3]));
+}
+
+// Up to ROWS rows as fp32: for every 16 columns a vector of each row.
+template <typename Matrix>
+__attribute__((noinline)) void write_out(const Matrix& matrix, long row, long here, float* out) {
+    constexpr int PARTS = Matrix::PARTS;
+    constexpr long STEP = LANES * PARTS;
+    const long span = matrix.columns / matrix.groups;
+    for (long n = 0; n < here; ++n) {
+        auto store = [&](long k, const __m512* some) {
+            UNROLL for (int part = 0; part < PARTS; ++part) _mm512_store_ps(out + (k + part * LANES) * ROWS + n * LANES, some[part]);
+        };
+        for (long group = 0; group < matrix.groups; ++group) {
+            const auto scale = matrix.scale_of(row + n, group);
+            const long end = (group + 1) * span;
+            long k = group * span;
+            __m512 some[PARTS];
+            for (; k + STEP <= end; k += STEP) {
+                _mm_prefetch(matrix.address(row + n, k) + AHEAD, _MM_HINT_T0);
+                matrix.template load<true>(row + n, k, scale, some);
+                store(k, some);
+            }
+            if (k < end) {
+                matrix.template load<false>(row + n, k, scale, some);
+                store(k, some);
+            }
+        }
+    }
+}
+
+// From rows that are written out. states: for every 16 columns a vector of each token.
+template <int M>
+__attribute__((noinline)) void tile_written(const float* weight, const float* states, long width, long token, long row, const Target& target) {
+    __m512 sums[M][ROWS];
+    UNROLL for (int m = 0; m < M; ++m)
+        UNROLL for (int n = 0; n < ROWS; ++n) sums[m][n] = _mm512_setzero_ps();
+    for (long k = 0; k < width; k += LANES) {
+        __m512 other[ROWS];
+        UNROLL for (int n = 0; n < ROWS; ++n) other[n] = _mm512_load_ps(weight + k * ROWS + n * LANES);
+        UNROLL for (int m = 0; m < M; ++m) {
+            const __m512 one = _mm512_load_ps(states + k * M + m * LANES);
+            UNROLL for (int n = 0; n < ROWS; ++n) sums[m][n] = _mm512_fmadd_ps(one, other[n], sums[m][n]);
+        }
+    }
+    UNROLL for (int m = 0; m < M; ++m) target.put(token + m, row, added(sums[m][0], sums[m][1], sums[m][2], sums[m][3]));
+}
+
+// A number 1 .. TOKENS as a constant of the function that is called.
+template <typename Call>
+void with_count(long count, Call call) {
+    switch (count) {
+        case 1: return call(std::integral_constant<int, 1>{});
+        case 2: return call(std::integral_constant<int, 2>{});
+        case 3: return call(std::integral_constant<int, 3>{});
+        case 4: return call(std::integral_constant<int, 4>{});
+        case 5: return call(std::integral_constant<int, 5>{});
+        case 6: return call(std::integral_constant<int, 6>{});
+    }
+}
+
+// A token's numbers as the tiles read them: `step` apart for every 16, the parts arranged, zeros behind the columns.
+void arrange(const float* states, long columns, long width, int parts, long step, float* out) {
+    for (long k = 0; k < width; k += LANES * parts) {
+        for (int part = 0; part < parts; ++part) {
+            float* to = out + (k / LANES + part) * step;
+            if (parts == 1 && k + LANES <= columns) {
+                std::memcpy(to, states + k, LANES * sizeof(float));
+                continue;
+            }
+            for (long lane = 0; lane < LANES; ++lane) {
+                const long column = k + lane * parts + part;
+                to[lane] = column < columns ? states[column] : 0.0f;
+            }
+        }
+    }
+}
+
+template <typename Matrix>
+void multiply(const Matrix& matrix, const float* states, long tokens, const Target& target, int threads) {
+    constexpr int PARTS = Matrix::PARTS;
+    const long columns = matrix.columns, width = padded(columns, LANES * PARTS);
+    const bool few = tokens <= TOKENS;
+    const bool as_it_is = few && PARTS == 1 && width == columns;
+    Buffer<float> arranged;
+    if (!as_it_is) arranged = buffer<float>(tokens * width);
+    const float* from = as_it_is ? states : arranged.get();
+    const long chunk = std::max(TOKENS, ACTIVATIONS / (4 * width) / TOKENS * TOKENS);
+    const long blocks = (target.rows + ROWS - 1) / ROWS;
+#pragma omp parallel num_threads(threads)
+    {
+        const long number = omp_get_thread_num(), count = omp_get_num_threads();
+        if (!as_it_is) {
+            for (long token = tokens * number / count; token < tokens * (number + 1) / count; ++token) {
+                const long start = token / TOKENS * TOKENS, together = std::min(TOKENS, tokens - start);
+                float* out = few ? arranged.get() + token * width : arranged.get() + start * width + (token - start) * LANES;
+                arrange(states + token * columns, columns, width, PARTS, few ? LANES : together * LANES, out);
+            }
+#pragma omp barrier
+        }
+        const long begin = blocks * number / count, end = blocks * (number + 1) / count;
+        const long whole = target.rows / ROWS;  // blocks with all of their rows
+        if (few)
+            with_count(tokens, [&](auto count) {
+                for (long block = begin; block < std::min(end, whole); ++block)
+                    tile<Matrix, decltype(count)::value>(matrix, block * ROWS, from, width, target);
+            });
+        Buffer<float> written = buffer<float>(ROWS * width);
+        for (long start = 0; start < tokens; start += chunk) {
+            const long stop = std::min(tokens, start + chunk);
+            for (long block = few ? std::max(begin, whole) : begin; block < end; ++block) {
+                const long row = block * ROWS, here = std::min(ROWS, target.rows - row);
+                if (here < ROWS) std::fill(written.get(), written.get() + ROWS * width, 0.0f);
+                write_out(matrix, row, here, written.get());
+                const long together = few ? 1 : TOKENS;  // as they are arranged
+                for (long token = start; token < stop; token += together)
+                    with_count(std::min(together, stop - token), [&](auto count) {
+                        tile_written<decltype(count)::value>(written.get(), from + token * width, width, token, row, target);
+                    });
+            }
+        }
+    }
+}
+
+#ifdef __AVX512VNNI__
+// ---- 8-bit numbers on both sides.
+
+struct Sums {
+    __m128i rows;
+};
+
+template <int M>
+__attribute__((noinline)) void tile8(const uint8_t* states, const int8_t* weight, long width, Sums* found) {
+    __m512i sums[M][ROWS];
+    UNROLL for (int m = 0; m < M; ++m)
+        UNROLL for (int n = 0; n < ROWS; ++n) sums[m][n] = _mm512_setzero_si512();
+    for (long k = 0; k < width; k += 64) {
+        __m512i other[ROWS];
+        UNROLL for (int n = 0; n < ROWS; ++n) {
+            _mm_prefetch(reinterpret_cast<const char*>(weight + n * width + k) + AHEAD, _MM_HINT_T0);
+            other[n] = _mm512_loadu_si512(weight + n * width + k);
+        }
+        UNROLL for (int m = 0; m < M; ++m) {
+            const __m512i one = _mm512_load_si512(states + m * width + k);
+            UNROLL for (int n = 0; n < ROWS; ++n) sums[m][n] = _mm512_dpbusd_epi32(sums[m][n], one, other[n]);
+        }
+    }
+    UNROLL for (int m = 0; m < M; ++m) found[m].rows = added(sums[m][0], sums[m][1], sums[m][2], sums[m][3]);
+}
+
+// A token's bulk and what lies outside of it. inner, outer: what a whole number of each stands for; line: of its outsiders' upper
+// halves among the rows of whole numbers, the lower ones behind it; 0 without any.
+struct Spread {
+    float bound, inner, outer;
+    long line;
+};
+
+inline __m512 some_of(const float* states, long columns, long k) { return _mm512_maskz_loadu_ps(first(columns - k), states + k); }
+
+Spread spread_of(const float* states, long columns) {
+    __m512 total = _mm512_setzero_ps();
+    for (long k = 0; k < columns; k += LANES) total = _mm512_add_ps(total, _mm512_abs_ps(some_of(states, columns, k)));
+    const float bound = OUTSIDE * (_mm512_reduce_add_ps(total) / static_cast<float>(columns));
+    const __m512 limit = _mm512_set1_ps(bound);
+    __m512 inner = _mm512_setzero_ps(), outer = inner;
+    for (long k = 0; k < columns; k += LANES) {
+        const __m512 some = _mm512_abs_ps(some_of(states, columns, k));
+        const __mmask16 beyond = _mm512_cmp_ps_mask(some, limit, _CMP_GT_OQ);
+        inner = _mm512_mask_max_ps(inner, static_cast<__mmask16>(~beyond), inner, some);
+        outer = _mm512_mask_max_ps(outer, beyond, outer, some);
+    }
+    return {bound, _mm512_reduce_max_ps(inner) / MOST8, _mm512_reduce_max_ps(outer) / MOST16, 0};
+}
+
+inline void put(uint8_t* out, long k, __m512i numbers) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out + k), _mm512_cvtepi32_epi8(_mm512_add_epi32(numbers, _mm512_set1_epi32(128))));
+}
+
+// Whole numbers -128 .. 127 with 128 added. high and low are null for a token without outsiders.
+void round_token(const float* states, long columns, const Spread& spread, uint8_t* inner, uint8_t* high, uint8_t* low) {
+    const __m512 limit = _mm512_set1_ps(spread.bound);
+    const __m512 step = _mm512_set1_ps(spread.inner > 0 ? spread.inner : 1.0f);
+    const __m512 coarse = _mm512_set1_ps(spread.outer > 0 ? spread.outer : 1.0f);
+    for (long k = 0; k < columns; k += LANES) {
+        const __m512 some = some_of(states, columns, k);
+        const __mmask16 beyond = _mm512_cmp_ps_mask(_mm512_abs_ps(some), limit, _CMP_GT_OQ);
+        put(inner, k, _mm512_cvtps_epi32(_mm512_div_ps(_mm512_maskz_mov_ps(static_cast<__mmask16>(~beyond), some), step)));
+        if (!high) continue;
+        const __m512i outer = _mm512_cvtps_epi32(_mm512_div_ps(_mm512_maskz_mov_ps(beyond, some), coarse));
+        const __m512i upper = _mm512_srai_epi32(_mm512_add_epi32(outer, _mm512_set1_epi32(128)), 8);
+        put(high, k, upper);
+        put(low, k, _mm512_sub_epi32(outer, _mm512_slli_epi32(upper, 8)));
+    }
+}
+
+// scale: fp32, one a row; row_sums: of the rows' whole numbers.
+void multiply8(const int8_t* weight, const float* scale, const int32_t* row_sums, long columns, const float* states, long tokens,
+               const Target& target, int threads) {
+    const long width = padded(columns, 64), rows = target.rows;
+    const bool as_it_is = width == columns;
+    Buffer<Spread> spreads = buffer<Spread>(tokens);
+    Buffer<uint8_t> numbers;
+    long lines = tokens;
+    const long blocks = (rows + ROWS - 1) / ROWS;
+#pragma omp parallel num_threads(threads)
+    {
+        const long number = omp_get_thread_num(), count = omp_get_num_threads();
+        const long from = tokens * number / count, to = tokens * (number + 1) / count;
+        for (long token = from; token < to; ++token) spreads[token] = spread_of(states + token * columns, columns);
+#pragma omp barrier
+#pragma omp single
+        {
+            for (long token = 0; token < tokens; ++token)
+                if (spreads[token].outer > 0) {
+                    spreads[token].line = lines;
+                    lines += 2;
+                }
+            numbers = buffer<uint8_t>(lines * width);
+        }
+        auto line = [&](long which) { return numbers.get() + which * width; };
+        for (long token = from; token < to; ++token) {
+            const long own = spreads[token].line;
+            if (!as_it_is)  // what lies behind the columns meets zeros of the matrix, but must be numbers that were written
+                for (long which : {token, own, own ? own + 1 : 0}) std::memset(line(which ? which : token) + columns, 0, width - columns);
+            round_token(states + token * columns, columns, spreads[token], line(token), own ? line(own) : nullptr, own ? line(own + 1) : nullptr);
+        }
+#pragma omp barrier
+        Buffer<int8_t> written = buffer<int8_t>(ROWS * width);
+        std::memset(written.get(), 0, ROWS * width);
+        Buffer<Sums> found = buffer<Sums>(lines);
+        const long begin = blocks * number / count, end = blocks * (number + 1) / count;
+        for (long block = begin; block < end; ++block) {
+            const long row = block * ROWS, here = std::min(ROWS, rows - row);
+            const int8_t* some = weight + row * columns;
+            if (!as_it_is || here < ROWS) {
+                for (long n = 0; n < here; ++n) std::memcpy(written.get() + n * width, some + n * columns, columns);
+                some = written.get();
+            }
+            for (long which = 0; which < lines; which += TOKENS)
+                with_count(std::min(TOKENS, lines - which), [&](auto count) {
+                    tile8<decltype(count)::value>(line(which), some, width, found.get() + which);
+                });
+            const __mmask8 mask = static_cast<__mmask8>((1u << here) - 1);
+            const __m128i raised = _mm_slli_epi32(_mm_maskz_loadu_epi32(mask, row_sums + row), 7);  // times the 128 that was added
+            const __m128 scales = _mm_maskz_loadu_ps(mask, scale + row);
+            auto product = [&](long which) { return _mm_cvtepi32_ps(_mm_sub_epi32(found[which].rows, raised)); };
+            for (long token = 0; token < tokens; ++token) {
+                const Spread& spread = spreads[token];
+                __m128 value = _mm_mul_ps(product(token), _mm_set1_ps(spread.inner));
+                if (spread.line) {
+                    const __m128 outer = _mm_add_ps(_mm_mul_ps(product(spread.line), _mm_set1_ps(256.0f)), product(spread.line + 1));
+                    value = _mm_add_ps(value, _mm_mul_ps(outer, _mm_set1_ps(spread.outer)));
+                }
+                target.put(token, row, _mm_mul_ps(value, scales));
+            }
+        }
+    }
+}
+#endif
+
+}  // namespace
+
+extern "C" {
+
+// What this library was built for: 1 for whole numbers of 8 bits on both sides, too.
+int glm_products() {
+#ifdef __AVX512VNNI__
+    return 1;
+#else
+    return 0;
+#endif
+}
+
+// kind: 0 fp32, 1 fp16, 2 bf16, 3 int8, 4 int4. out (tokens, rows) = states (tokens, columns) times the transposed weight, plus bias
+// (rows) and residual (tokens, rows). scale, bias and residual may be null.
+void glm_multiply(int kind, const void* weight, const void* scale, long groups, long rows, long columns, const float* states,
+                  long tokens, const float* bias, const float* residual, float* out, int threads) {
+    const auto* halves = static_cast<const uint16_t*>(weight);
+    const auto* scales = static_cast<const uint16_t*>(scale);
+    const Target target{out, bias, residual, rows};
+    switch (kind) {
+        case 0: return multiply(Fp32{static_cast<const float*>(weight), columns, 1}, states, tokens, target, threads);
+        case 1: return multiply(Fp16{{halves, columns, 1}}, states, tokens, target, threads);
+        case 2: return multiply(Bf16{{halves, columns, 1}}, states, tokens, target, threads);
+        case 3: return multiply(Int8{static_cast<const int8_t*>(weight), scales, columns, groups}, states, tokens, target, threads);
+        case 4: return multiply(Int4{static_cast<const uint8_t*>(weight), scales, columns, groups}, states, tokens, target, threads);
+    }
+}
+
+#ifdef __AVX512VNNI__
+void glm_multiply8(const void* weight, const float* scale, const int32_t* row_sums, long rows, long columns, const float* states,
+                   long tokens, const float* bias, const float* residual, float* out, int threads) {
+    const Target target{out, bias, residual, rows};
+    multiply8(static_cast<const int8_t*>(weight), scale, row_sums, columns, states, tokens, target, threads);
+}
+#endif
+}
