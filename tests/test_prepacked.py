@@ -1,4 +1,5 @@
-"""fp32 matrices packed for oneDNN, and products with activations of 8 bits: right, and the same for a row in any batch."""
+"""fp32 matrices packed for oneDNN, products with activations of 8 bits, and models that compute by them or by products of our own:
+right, and the same for a row in any batch."""
 
 from __future__ import annotations
 
@@ -9,19 +10,37 @@ import torch
 from torch.nn import functional as F
 
 from engine.errors import GLMError
-from engine.glm import checkpoint, lora
+from engine.glm import checkpoint, lora, native
 from engine.glm.adapter import Lora
 from engine.glm.config import EMBEDDED, resolve_model
 from engine.glm.eight_bit import OUTSIDE, EightBitProduct, adds_exactly, has_onednn
 from engine.glm.model import Linear
 from engine.glm.packed import pack
-from engine.glm.prepacked import Packed, PackedMatrix, can_pack, keeps_rows_apart, prepack, weight_bytes
+from engine.glm.prepacked import (
+    Packed,
+    PackedMatrix,
+    can_pack,
+    copies_embedding,
+    keeps_rows_apart,
+    prepack,
+    weight_bytes,
+)
 from engine.glm.quantize import QuantizedLinear, dequantize_weight, quantize_weight
 
 CPU = torch.device("cpu")
 needs_packing = pytest.mark.skipif(not can_pack(torch.float32, CPU), reason="a CPU without packed products")
 needs_products = pytest.mark.skipif(not has_onednn(CPU), reason="a CPU without products of 8-bit numbers")
 SHAPES = [(96, 64), (5632, 1024), (1024, 2816), (30, 17), (1, 8)]
+
+
+@pytest.fixture(params=["own", "oneDNN"])
+def products(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whose products a model computes by."""
+    if request.param == "oneDNN":
+        monkeypatch.setattr(native, "library", lambda: None)
+    elif not native.has_eight_bit_products(CPU):
+        pytest.skip("a CPU, or a machine without a compiler, for which there are no products of our own")
+    return request.param
 
 
 def numbers(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -70,7 +89,7 @@ def test_a_row_is_the_same_in_any_batch(shape: tuple[int, int], threads: int) ->
 
 
 @needs_packing
-def test_a_packed_model() -> None:
+def test_a_packed_model(products: str) -> None:
     folder = resolve_model(EMBEDDED)
     plain, packed = checkpoint.load(folder), checkpoint.load(folder)
     assert not keeps_rows_apart(packed)
@@ -88,7 +107,8 @@ def test_a_packed_model() -> None:
     assert all(isinstance(linear.packed, Packed) and not hasattr(linear, "weight") for linear in linears)
     embedding = packed.word_embeddings.weight
     assert weight_bytes(plain) == 4 * plain.config.parameters()
-    assert weight_bytes(packed) == weight_bytes(plain) + embedding.nbytes
+    copy = embedding.nbytes if products == "oneDNN" else 0
+    assert weight_bytes(packed) == weight_bytes(plain) + copy and copies_embedding(packed) == bool(copy)
     assert keeps_rows_apart(packed)
     prepack(packed)  # once more changes nothing
     with torch.inference_mode():
@@ -103,7 +123,7 @@ def test_other_types_stay_plain() -> None:
 
 
 @needs_packing
-def test_an_adapter_over_packed_matrices() -> None:
+def test_an_adapter_over_packed_matrices(products: str) -> None:
     folder = resolve_model(EMBEDDED)
     models = [checkpoint.load(folder) for _ in range(2)]
     for model in models:
@@ -135,6 +155,7 @@ def test_whole_numbers_are_summed_exactly(exactly: bool, monkeypatch: pytest.Mon
     """The largest numbers there are, of both signs, as one number of 8 bits and as two of 4."""
     if exactly and not adds_exactly():
         pytest.skip("a CPU that adds 8-bit products in pairs of 16 bits")
+    monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.setattr("engine.glm.eight_bit.adds_exactly", lambda: exactly)
     linear, _ = quantised(64, 512)
     linear.weight.fill_(127)
@@ -151,7 +172,7 @@ def test_whole_numbers_are_summed_exactly(exactly: bool, monkeypatch: pytest.Mon
 
 @needs_products
 @pytest.mark.parametrize("shape", [(96, 64), (2816, 1024), (40, 72)])
-def test_w8a8_and_outliers(shape: tuple[int, int]) -> None:
+def test_w8a8_and_outliers(shape: tuple[int, int], products: str) -> None:
     """A token keeps its accuracy with numbers a thousand times as large as its others, and moves no other token."""
     rows, columns = shape
     linear, weight = quantised(rows, columns)
@@ -189,7 +210,7 @@ def test_w8a8_refuses_other_weights() -> None:
 
 
 @needs_products
-def test_a_model_in_w8a8() -> None:
+def test_a_model_in_w8a8(products: str) -> None:
     folder = resolve_model(EMBEDDED)
     plain, model = checkpoint.load(folder), checkpoint.load(folder, quantize="w8a8")
     prepack(model)

@@ -232,15 +232,15 @@ def test_batched_sampling_is_sampling_alone(model: GLM, tokenizer: Tokenizer, pr
     assert len(set(three)) == 3
 
 
-@pytest.mark.parametrize("kind", ["packed", "w8a8", "plain", "int4 in bf16"])
+@pytest.mark.parametrize("kind", ["int4", "int4 in bf16", "packed", "plain", "w8a8"])
 def test_batch_invariant_to_the_bit(folder: Path, tokenizer: Tokenizer, prompts: list[Prompt], kind: str) -> None:
     """Log-probabilities, too, are equal to those of a run alone, in every form of the weights."""
     if kind == "w8a8" and not has_onednn(torch.device("cpu")):
         pytest.skip("a CPU without products of 8-bit numbers")
     dtype = torch.bfloat16 if "bf16" in kind else torch.float32
-    quantize = {"w8a8": "w8a8", "int4 in bf16": "int4"}.get(kind)
+    quantize = {"w8a8": "w8a8", "int4 in bf16": "int4", "int4": "int4"}.get(kind)
     served = checkpoint.load(folder, dtype=dtype, quantize=quantize)
-    if kind in ("packed", "w8a8"):
+    if kind in ("int4", "packed", "w8a8"):
         prepack(served)
     requests = [
         Request(

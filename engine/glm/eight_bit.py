@@ -13,6 +13,7 @@ bits, which overflow: there each number goes as two of 4 bits. What the CPU can 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -60,6 +61,22 @@ class EightBitProduct:
     @property
     def nbytes(self) -> int:
         return self.rows * self.columns + 4 * self._row_sums.numel()
+
+    @property
+    def native(self) -> tuple[native.Matrix, Tensor] | None:
+        """The matrix with its scales in fp32 and the rows' sums, if our own product is used."""
+        return (
+            (native.Matrix(self._weight, self.rows, self.columns, self._scale), self._row_sums) if self._own else None
+        )
+
+    @property
+    def affine(self) -> Callable[[QuantizedLinear, Tensor, Tensor | None], Tensor] | None:
+        """With bias and residual, if our own product is used."""
+        return self._with_addends if self._own else None
+
+    def _with_addends(self, linear: QuantizedLinear, states: Tensor, residual: Tensor | None) -> Tensor:
+        beside = None if residual is None else residual.contiguous()
+        return native.multiply8(self._weight, self._scale, self._row_sums, states, linear.bias, beside)
 
     def __call__(self, states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         if self._own:

@@ -144,7 +144,12 @@ def summed(layer: Linear | QuantizedLinear, states: Tensor, ranks: Ranks, residu
 
 
 class Layer(nn.Module):
-    """One transformer layer, post-LN with DeepNorm's residual."""
+    """One transformer layer, post-LN with DeepNorm's residual.
+
+    whole: runs the layer in one call where it can, and gives None where it can't (native_layer.py).
+    """
+
+    whole: Callable[[Tensor, Rotary, Attention], Tensor | None] | None = None
 
     def __init__(self, config: Config, layer: int, ranks: Ranks, **factory: Any) -> None:
         super().__init__()
@@ -155,6 +160,9 @@ class Layer(nn.Module):
         self.mlp = FeedForward(config, ranks, **factory)
 
     def forward(self, hidden: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
+        found = None if self.whole is None else self.whole(hidden, rotary, attention)
+        if found is not None:
+            return found
         states = self.input_layernorm(hidden)
         hidden = self.attention(states, rotary, attention, states * self.alpha)
         states = self.post_attention_layernorm(hidden)

@@ -1,4 +1,5 @@
-"""The products of products.cpp, for CPUs with AVX-512 where there is a C++ compiler: built once, kept in the user's cache folder.
+"""The products of products.cpp and the layer of step.cpp, for CPUs with AVX-512 where there is a C++ compiler: built once, kept in
+the user's cache folder.
 
     if native.has_products(device):
         native.multiply(matrix, states, bias)
@@ -23,8 +24,8 @@ import torch
 from torch import Tensor
 
 _log = logging.getLogger(__name__)
-_SOURCE = Path(__file__).with_name("products.cpp")
-# Contracting a product and a sum is the compiler's choice place by place: without it a row's sums could differ from its neighbours'.
+_SOURCES = [Path(__file__).with_name(name) for name in ("step.cpp", "products.cpp")]  # the first one includes the other
+# Contracting products and sums is the compiler's choice place by place: with it a row's sums could differ from its neighbours'.
 _FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fPIC", "-fopenmp", "-shared", "-w")
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 120  # a build takes about five
@@ -87,9 +88,16 @@ def multiply(matrix: Matrix, states: Tensor, bias: Tensor | None = None, residua
     return out
 
 
-def multiply8(weight: Tensor, scale: Tensor, row_sums: Tensor, states: Tensor) -> Tensor:
-    """states (..., columns), rounded to 8 bits by the token as eight_bit.py says, times the transposed weight (rows, columns) of int8
-    with fp32 scales (rows,). row_sums: (rows,) int32, of the weight."""
+def multiply8(
+    weight: Tensor,
+    scale: Tensor,
+    row_sums: Tensor,
+    states: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    """states (..., columns), rounded to 8 bits by the token as eight_bit.py says, times the transposed weight (rows, columns) of
+    int8 with fp32 scales (rows,); bias and residual as in `multiply`. row_sums: (rows,) int32, of the weight."""
     flat, out = _flat(states, weight.shape[1]), states.new_empty(*states.shape[:-1], len(weight))
     library().glm_multiply8(
         weight.data_ptr(),
@@ -98,10 +106,19 @@ def multiply8(weight: Tensor, scale: Tensor, row_sums: Tensor, states: Tensor) -
         *weight.shape,
         flat.data_ptr(),
         len(flat),
-        *_addends(None, None),
+        *_addends(bias, residual),
         out.data_ptr(),
         torch.get_num_threads(),
     )
+    return out
+
+
+def gated(pair: Tensor) -> Tensor:
+    """(..., 2 * inner) fp32 -> (..., inner): the first half times the gelu of the second one, whose error function is exact to
+    1.5e-7."""
+    inner = pair.shape[-1] // 2
+    flat, out = _flat(pair, 2 * inner), pair.new_empty(*pair.shape[:-1], inner)
+    library().glm_gated(flat.data_ptr(), len(flat), inner, out.data_ptr(), torch.get_num_threads())
     return out
 
 
@@ -136,6 +153,10 @@ def library() -> ctypes.CDLL | None:
         return None
     found.glm_multiply.argtypes = [_int, _pointer, _pointer, *[_long] * 3, _pointer, _long, *[_pointer] * 3, _int]
     found.glm_multiply.restype = None
+    found.glm_gated.argtypes = [_pointer, _long, _long, _pointer, _int]
+    found.glm_gated.restype = None
+    found.glm_layer.argtypes = [_pointer] * 4
+    found.glm_layer.restype = None
     if found.glm_products():
         found.glm_multiply8.argtypes = [*[_pointer] * 3, *[_long] * 2, _pointer, _long, *[_pointer] * 3, _int]
         found.glm_multiply8.restype = None
@@ -145,10 +166,10 @@ def library() -> ctypes.CDLL | None:
 def _built(compiler: str) -> Path:
     """The library's file. Its name tells the source, the compiler and the processor: another one of any of them builds another."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=_SECONDS).stdout
-    parts = (_SOURCE.read_bytes(), version, " ".join(_FLAGS).encode(), _processor())
+    parts = (*(source.read_bytes() for source in _SOURCES), version, " ".join(_FLAGS).encode(), _processor())
     name = hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "glm-playground"
-    path = folder / f"products-{name}.so"
+    path = folder / f"native-{name}.so"
     if path.exists():
         return path
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -156,7 +177,7 @@ def _built(compiler: str) -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as own:
         made = Path(own) / path.name
         subprocess.run(
-            [compiler, *_FLAGS, str(_SOURCE), "-o", str(made)], capture_output=True, check=True, timeout=_SECONDS
+            [compiler, *_FLAGS, str(_SOURCES[0]), "-o", str(made)], capture_output=True, check=True, timeout=_SECONDS
         )
         made.replace(path)
     return path

@@ -5,8 +5,8 @@ it, scales are rounded to bf16, an error of up to 2^-8 of all weights that a sca
 sums are in fp32 and rounded to bf16 once. Each row of activations is computed by itself: its result is the same, to the bit, in
 any batch. Eight bits need one scale a row.
 
-fp32 activations have products of our own where they can be built (native.py): they read the same bytes, and neither scales nor
-results are rounded to bf16.
+fp32 activations have products of our own where they can be built (native.py): they read the same bytes, and compute what the exact
+product does.
 
 Four bits are stored otherwise for torch's kernel, in place, so that they are never there twice: the layout depends on torch and
 on the CPU. Scales become (columns / group, rows, 2) bf16, each with a zero beside it; where a scale covers more columns than
@@ -44,14 +44,17 @@ def is_repacked(module: nn.Module) -> bool:
     return any(isinstance(linear, QuantizedLinear) and linear.compute is int4_product for linear in module.modules())
 
 
-class NativeProduct:
-    """Our own product of fp32 states with a quantised weight as it is stored."""
-
-    def __call__(self, states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-        return native.multiply(native.Matrix(weight, len(weight), states.shape[-1], scale), states)
+def native_product(states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """Our own product with a quantised weight as it is stored, for fp32. The weight is what is stood for, as in the exact one."""
+    return native.multiply(native.Matrix(weight, len(weight), states.shape[-1], scale), states)
 
 
-native_product = NativeProduct()
+def _native_affine(linear: QuantizedLinear, states: Tensor, residual: Tensor | None) -> Tensor:
+    matrix = native.Matrix(linear.weight, linear.rows, linear.columns, linear.weight_scale)
+    return native.multiply(matrix, states, linear.bias, None if residual is None else residual.contiguous())
+
+
+native_product.affine = _native_affine
 
 
 def best_product(linear: QuantizedLinear, dtype: torch.dtype, device: torch.device) -> Product:

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from engine.glm import native
 from engine.glm.eight_bit import EightBitProduct, has_onednn
 from engine.glm.model import GLM, Linear
-from engine.glm.packed import NativeProduct
+from engine.glm.native_layer import NativeLayer
+from engine.glm.packed import native_product
 from engine.glm.projection import Projection
 from engine.glm.quantize import QuantizedLinear
 
@@ -36,22 +37,22 @@ class PlainMatrix:
     """A (rows, columns) weight as it is, for our own products. Of a type that is shorter than the states, if need be."""
 
     def __init__(self, weight: Tensor) -> None:
-        self._matrix = native.Matrix(weight.detach().contiguous(), *weight.shape)
+        self.matrix = native.Matrix(weight.detach().contiguous(), *weight.shape)
 
     @property
     def nbytes(self) -> int:
-        return self._matrix.weight.nbytes
+        return self.matrix.weight.nbytes
 
     def __call__(self, states: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
         """The product with states (..., columns), plus the bias; then the exact gelu."""
-        found = native.multiply(self._matrix, states, bias)
+        found = native.multiply(self.matrix, states, bias)
         return F.gelu(found) if gelu else found
 
     def combined(self, how: str, states: Tensor, other: Tensor, bias: Tensor | None) -> Tensor:
         """how: "add" or "mul", for the product with its bias, and `other` (..., rows)."""
         if how == "add":
-            return native.multiply(self._matrix, states, bias, other.contiguous())
-        return native.multiply(self._matrix, states, bias).mul_(other)
+            return native.multiply(self.matrix, states, bias, other.contiguous())
+        return native.multiply(self.matrix, states, bias).mul_(other)
 
 
 class PackedMatrix:
@@ -93,12 +94,19 @@ class PackedMatrix:
 
 
 class Packed(Projection):
-    """What stands for the weight of a Linear, and knows its bias. As two matrices, if it is to be `gated`."""
+    """What stands for the weight of a Linear, and knows its bias. By oneDNN as two matrices, if it is to be `gated`."""
 
-    def __init__(self, linear: Linear, parts: int) -> None:
+    def __init__(self, linear: Linear, gated: bool) -> None:
         form = _form(linear.weight.device)
+        parts = 2 if gated and form is PackedMatrix else 1
         weights, biases = linear.weight.chunk(parts), linear.bias.detach().chunk(parts)
         self._parts = [(form(weight), bias) for weight, bias in zip(weights, biases, strict=True)]
+
+    @property
+    def native(self) -> native.Matrix | None:
+        """The matrix, if our own product is used."""
+        first = self._parts[0][0]
+        return first.matrix if isinstance(first, PlainMatrix) else None
 
     @property
     def nbytes(self) -> int:
@@ -117,6 +125,8 @@ class Packed(Projection):
         return matrix.combined("add", states, residual, bias)
 
     def gated(self, states: Tensor) -> Tensor:
+        if len(self._parts) == 1:
+            return native.gated(self(states))
         (value, value_bias), (gate, gate_bias) = self._parts
         return value.combined("mul", states, gate(states, gate_bias, gelu=True), value_bias)
 
@@ -127,9 +137,12 @@ def prepack(model: GLM) -> None:
         return
     for name, linear in model.named_modules():
         if isinstance(linear, Linear) and linear.packed is None:
-            linear.packed = Packed(linear, 2 if name.endswith("dense_h_to_4h") else 1)
+            linear.packed = Packed(linear, name.endswith("dense_h_to_4h"))
             del linear.weight
     model.head = _form(model.device)(model.word_embeddings.weight)
+    if native.has_products(model.device):
+        for layer in model.layers:
+            layer.whole = NativeLayer.of(layer)
 
 
 def copies_embedding(model: GLM) -> bool:
@@ -147,7 +160,7 @@ def keeps_rows_apart(model: GLM) -> bool:
     if model.head is None or any(type(linear) not in (Linear, QuantizedLinear) for linear in linears):  # adapted ones
         return False
     return all(
-        isinstance(linear.compute, EightBitProduct | NativeProduct)
+        isinstance(linear.compute, EightBitProduct) or linear.compute is native_product
         if isinstance(linear, QuantizedLinear)
         else isinstance(linear.packed, Packed)
         for linear in linears

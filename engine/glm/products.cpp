@@ -12,6 +12,7 @@
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -45,6 +46,8 @@ Buffer<T> buffer(long count) {
 inline long padded(long count, long step) { return (count + step - 1) / step * step; }
 inline __mmask16 first(long count) { return count >= LANES ? 0xFFFF : static_cast<__mmask16>((1u << count) - 1); }
 inline float half(uint16_t bits) { return _cvtsh_ss(bits); }
+// To fp16 and back: what is stood for is a weight of fp16 (quantize.py).
+inline __m512 rounded(__m512 some) { return _mm512_cvtph_ps(_mm512_cvtps_ph(some, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }
 
 // ---- Matrices. `load` gives PARTS vectors: 16 * PARTS numbers of a row from a column on, zeros behind the last one. A scale covers
 // columns / groups columns, a multiple of 16 * PARTS where there are several groups.
@@ -95,17 +98,32 @@ struct Bf16 : Short {
 
 struct Int8 {
     static constexpr int PARTS = 1;
+#ifdef __AVX512FP16__
+    using Scale = __m256h;
+#else
     using Scale = __m512;
+#endif
     const int8_t* weight;
     const uint16_t* scale;  // fp16 (rows, groups)
     long columns, groups;
     const char* address(long row, long k) const { return reinterpret_cast<const char*>(weight + row * columns + k); }
-    Scale scale_of(long row, long group) const { return _mm512_set1_ps(half(scale[row * groups + group])); }
+    Scale scale_of(long row, long group) const {
+#ifdef __AVX512FP16__
+        return _mm256_castsi256_ph(_mm256_set1_epi16(static_cast<short>(scale[row * groups + group])));
+#else
+        return _mm512_set1_ps(half(scale[row * groups + group]));
+#endif
+    }
     template <bool WHOLE>
     void load(long row, long k, Scale by, __m512* out) const {
         const int8_t* at = weight + row * columns + k;
         const __m128i numbers = WHOLE ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)) : _mm_maskz_loadu_epi8(first(columns - k), at);
-        out[0] = _mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(numbers)), by);
+#ifdef __AVX512FP16__
+        const __m256h shorts = _mm256_cvtepi16_ph(_mm256_cvtepi8_epi16(numbers));
+        out[0] = _mm512_cvtph_ps(_mm256_castph_si256(_mm256_mul_ph(shorts, by)));
+#else
+        out[0] = rounded(_mm512_mul_ps(_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(numbers)), by));
+#endif
     }
 };
 
@@ -120,7 +138,7 @@ struct Int4 {
     const char* address(long row, long k) const { return reinterpret_cast<const char*>(weight + (row * columns + k) / 2); }
     Scale scale_of(long row, long group) const {
         const __m512 numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
-        return _mm512_mul_ps(numbers, _mm512_set1_ps(half(scale[row * groups + group])));
+        return rounded(_mm512_mul_ps(numbers, _mm512_set1_ps(half(scale[row * groups + group]))));
     }
     template <bool WHOLE>
     void load(long row, long k, Scale table, __m512* out) const {

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from engine.glm import native
 from engine.glm.projection import Projection
 
 LARGEST = {8: 127, 4: 7}
@@ -134,9 +135,23 @@ class QuantizedLinear(Projection, nn.Module):
         return self.compute(states, self.weight, self.weight_scale)
 
     def forward(self, states: Tensor) -> Tensor:
-        return self.product(states) + self.bias
+        affine = self._affine(states)
+        # A layer with an adapter has another product than its matrix.
+        if affine is None or type(self) is not QuantizedLinear:
+            return self.product(states) + self.bias
+        return affine(self, states, None)
+
+    def plus(self, states: Tensor, residual: Tensor) -> Tensor:
+        affine = self._affine(states)
+        return super().plus(states, residual) if affine is None else affine(self, states, residual)
+
+    def _affine(self, states: Tensor) -> Callable[[QuantizedLinear, Tensor, Tensor | None], Tensor] | None:
+        """What `compute` may bring: the product with bias and residual added where it is written (packed.py)."""
+        return getattr(self.compute, "affine", None) if states.dtype == self.bias.dtype == torch.float32 else None
 
     def gated(self, states: Tensor) -> Tensor:
+        if self._affine(states) is not None:
+            return native.gated(self(states))
         value, gate = self(states).chunk(2, dim=-1)
         # Torch has a gelu for memory without gaps, as one row is, and another one, which rounds otherwise.
         return value * F.gelu(gate.contiguous())

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.glm.attention import attend
+from engine.glm.native_layer import CachedRows
 from engine.serving.work import Tree
 
 
@@ -107,6 +108,7 @@ class StepAttention:
         self._cache = cache
         self._slots = torch.tensor(slots, dtype=torch.long, device=cache.device)
         self._columns = torch.tensor(columns, dtype=torch.long, device=cache.device)
+        self.rows = CachedRows(cache.keys, cache.values, self._slots, self._columns)
         self._runs: list[tuple[slice, slice, int, Tensor | None]] = []
         first = 0
         for row in range(1, len(slots) + 1):

@@ -62,6 +62,8 @@ class Runner:
     ) -> None:
         self._model, self._announce, self.batch_invariant = model, announce, batch_invariant
         self._one_by_one = batch_invariant and not keeps_rows_apart(model)
+        # Rows that go through whole layers in one call do so whether a search, which can't, runs beside them or not.
+        self._trees_apart = any(layer.whole is not None for layer in model.layers)
         self._clears: list[int] = []  # of the cache, with the next work
         self._copies: list[tuple[int, int, int]] = []
         self._reading: Pass | None = None  # prompts that are read through some of the layers
@@ -115,6 +117,8 @@ class Runner:
         if self._one_by_one:
             single = [self._step_together([row], ()) for row in rows]
             return Pass(single + [self._step_together((), [tree]) for tree in trees])
+        if self._trees_apart and rows and trees:
+            return Pass([self._step_together(rows, ()), self._step_together((), trees)])
         return Pass([self._step_together(rows, trees)])
 
     def _step_together(self, rows: Sequence[_Token], trees: Sequence[Tree]) -> Part:

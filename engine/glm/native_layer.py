@@ -1,0 +1,125 @@
+"""A whole layer of a decode step by native.py, for the rows of a cache: products, norms, rotation, attention and gate in one call.
+
+layer.whole = NativeLayer.of(layer)     # None where a matrix has another form
+"""
+
+from __future__ import annotations
+
+import ctypes
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from engine.glm import native
+from engine.glm.eight_bit import EightBitProduct
+from engine.glm.model import Attention, Layer, Linear, Rotary
+from engine.glm.packed import native_product
+from engine.glm.quantize import QuantizedLinear
+
+_long, _pointer, _double = ctypes.c_long, ctypes.c_void_p, ctypes.c_double
+_EIGHT_BIT = 5
+
+
+@dataclass(frozen=True, slots=True)
+class CachedRows:
+    """What an attention of one token in each of several slots offers. keys, values: (layers, slots, heads, columns, head_dim);
+    slots, columns: (rows,) int64, where each token's key and value go; it sees its slot up to there."""
+
+    keys: Tensor
+    values: Tensor
+    slots: Tensor
+    columns: Tensor
+
+
+class _Matrix(ctypes.Structure):
+    _fields_ = (
+        ("kind", _long),
+        ("weight", _pointer),
+        ("scale", _pointer),
+        ("groups", _long),
+        ("rows", _long),
+        ("columns", _long),
+        ("row_sums", _pointer),
+        ("bias", _pointer),
+    )
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = (
+        *((name, _pointer) for name in ("first_weight", "first_bias", "second_weight", "second_bias")),
+        *((name, _Matrix) for name in ("mixed", "dense", "up", "down")),
+        ("alpha", _double),
+        ("epsilon", _double),
+        ("heads", _long),
+    )
+
+
+class _Step(ctypes.Structure):
+    _fields_ = (
+        ("tokens", _long),
+        ("capacity", _long),
+        *((name, _pointer) for name in ("slots", "places", "cosines", "sines", "keys", "values")),
+        ("threads", _long),
+    )
+
+
+class NativeLayer:
+    """hidden (rows, 1, hidden), rotary and attention of a step -> hidden; None for an attention that doesn't offer CachedRows."""
+
+    def __init__(self, layer: Layer, matrices: list[_Matrix], kept: list[Tensor]) -> None:
+        attention, norms = layer.attention, (layer.input_layernorm, layer.post_attention_layernorm)
+        self._kept = kept + [tensor.detach() for norm in norms for tensor in (norm.weight, norm.bias)]
+        self._number = attention.layer
+        self._layer = _Layer(
+            *(tensor.data_ptr() for tensor in self._kept[-4:]), *matrices, layer.alpha, norms[0].eps, attention.heads
+        )
+        self._run = native.library().glm_layer
+
+    @classmethod
+    def of(cls, layer: Layer) -> NativeLayer | None:
+        attention, mlp = layer.attention, layer.mlp
+        if attention.ranks.size > 1 or layer.input_layernorm.weight.dtype != torch.float32:
+            return None
+        kept: list[Tensor] = []
+        linears = (attention.query_key_value, attention.dense, mlp.dense_h_to_4h, mlp.dense_4h_to_h)
+        matrices = [_matrix(linear, kept) for linear in linears]
+        return None if None in matrices else cls(layer, matrices, kept)
+
+    def __call__(self, hidden: Tensor, rotary: Rotary, attention: Attention) -> Tensor | None:
+        rows = getattr(attention, "rows", None)
+        if not isinstance(rows, CachedRows) or hidden.dtype != torch.float32:
+            return None
+        cosines, sines = (table.contiguous() for table in rotary)
+        keys, values = rows.keys[self._number], rows.values[self._number]
+        step = _Step(
+            len(hidden),
+            keys.shape[2],
+            *(tensor.data_ptr() for tensor in (rows.slots, rows.columns, cosines, sines, keys, values)),
+            torch.get_num_threads(),
+        )
+        hidden, out = hidden.contiguous(), torch.empty_like(hidden, memory_format=torch.contiguous_format)
+        self._run(ctypes.byref(self._layer), ctypes.byref(step), hidden.data_ptr(), out.data_ptr())
+        return out
+
+
+def _matrix(linear: Any, kept: list[Tensor]) -> _Matrix | None:
+    """What a linear layer multiplies by; its tensors are added to `kept`. None for other forms, adapted ones among them."""
+    matrix = row_sums = None
+    if type(linear) is Linear:
+        matrix = getattr(linear.packed, "native", None)
+    elif type(linear) is QuantizedLinear and linear.compute is native_product:
+        matrix = native.Matrix(linear.weight, linear.rows, linear.columns, linear.weight_scale)
+    elif type(linear) is QuantizedLinear and isinstance(linear.compute, EightBitProduct):
+        matrix, row_sums = linear.compute.native or (None, None)
+    if matrix is None or linear.bias.dtype != torch.float32:
+        return None
+    bias = linear.bias.detach()
+    kept += [tensor for tensor in (matrix.weight, matrix.scale, row_sums, bias) if tensor is not None]
+    groups = 1 if matrix.scale is None or row_sums is not None else matrix.scale.shape[1]
+    address = [None if tensor is None else tensor.data_ptr() for tensor in (matrix.scale, row_sums)]
+    kind = matrix.kind if row_sums is None else _EIGHT_BIT
+    return _Matrix(
+        kind, matrix.weight.data_ptr(), address[0], groups, matrix.rows, matrix.columns, address[1], bias.data_ptr()
+    )

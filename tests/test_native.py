@@ -1,0 +1,161 @@
+"""Our own products and layers for CPUs with AVX-512: exact, and the same for a row, to the bit, whatever rows are beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from engine.glm import checkpoint, native
+from engine.glm.config import EMBEDDED, resolve_model
+from engine.glm.native_layer import NativeLayer
+from engine.glm.prepacked import prepack
+from engine.glm.quantize import dequantize_weight, quantize_weight
+from engine.serving.cache import KeyValueCache, StepAttention
+from tests.lively import make_lively_model
+
+CPU = torch.device("cpu")
+own = pytest.mark.skipif(
+    not native.has_products(CPU), reason="no AVX-512 or no compiler: there are no products of our own"
+)
+# rows that don't fill four, columns that don't fill a vector, more activations than stay in a core's cache
+SHAPES = [(5, 34), (30, 16), (64, 1024), (320, 856), (1024, 2816)]
+KINDS = ["bf16", "fp16", "fp32", "int4", "int8"]
+
+
+def numbers(*shape: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def matrix(kind: str, rows: int, columns: int, groups: int = 1) -> tuple[native.Matrix, torch.Tensor]:
+    """A matrix and the weight that it stands for."""
+    weight = numbers(rows, columns)
+    if kind.startswith("int"):
+        bits = int(kind[3:])
+        # Scales so small that products with them have fewer bits in fp16, too.
+        weight = weight * torch.logspace(-6, 0, rows)[:, None]
+        whole, scale = quantize_weight(weight, bits, groups)
+        return native.Matrix(whole, rows, columns, scale), dequantize_weight(whole, scale, bits).double()
+    short = weight.to({"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[kind])
+    return native.Matrix(short, rows, columns), short.double()
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@own
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_products(kind: str, shape: tuple[int, int], threads: int) -> None:
+    """As near as sums in fp32 are, with and without bias and residual, for any number of rows; each row the same, to the bit."""
+    rows, columns = shape
+    by, weight = matrix(kind, rows, columns)
+    states, bias, beside = numbers(140, columns, seed=2), numbers(rows, seed=3), numbers(140, rows, seed=4)
+    exact = states.double() @ weight.t()
+    bound = 2**-22 * (states.double().abs() @ weight.abs().t()) + 1e-6
+    whole = native.multiply(by, states)
+    assert ((whole - exact).abs() <= bound).all()
+    assert ((native.multiply(by, states, bias, beside) - (exact + bias + beside)).abs() <= bound + 1e-5).all()
+    for count in (1, 2, 3, 4, 5, 6, 7, 12, 13, 64, 139):
+        some = states[140 - count :].clone()
+        assert torch.equal(native.multiply(by, some), whole[140 - count :]), count
+    assert native.multiply(by, states.view(4, 35, columns)).shape == (4, 35, rows)
+    assert native.multiply(by, states[:0]).shape == (0, rows)
+
+
+@own
+@pytest.mark.parametrize(
+    "kind, columns, groups", [("int4", 256, 8), ("int4", 96, 3), ("int8", 256, 16), ("int8", 96, 2)]
+)
+def test_scales_of_groups(kind: str, columns: int, groups: int) -> None:
+    assert native.can_multiply(int(kind[3:]), columns, groups)
+    by, weight = matrix(kind, 40, columns, groups)
+    states = numbers(9, columns, seed=2)
+    exact = states.double() @ weight.t()
+    assert (
+        (native.multiply(by, states) - exact).abs() <= 2**-22 * (states.double().abs() @ weight.abs().t()) + 1e-6
+    ).all()
+
+
+def test_what_has_no_product() -> None:
+    """Scales that cover parts of vectors, and halves of a byte."""
+    assert not native.can_multiply(4, 64, 4) and not native.can_multiply(8, 64, 8)
+    assert not native.can_multiply(4, 33, 1) and not native.can_multiply(8, 96, 5)
+    assert not native.has_products(torch.device("meta"))
+
+
+@own
+def test_the_gate() -> None:
+    pair = torch.cat((numbers(7, 90), torch.linspace(-12, 12, 7 * 90).view(7, 90)), dim=1)
+    value, gate = pair.double().chunk(2, dim=1)
+    found = native.gated(pair)
+    assert (found - value * F.gelu(gate)).abs().max() < 2e-6
+    assert torch.equal(native.gated(pair[3:4]), found[3:4])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, vocabulary_file: Path) -> Path:
+    return make_lively_model(tmp_path_factory.mktemp("lively") / "model", vocabulary_file)
+
+
+@own
+@pytest.mark.parametrize("embedded", [False, True])  # heads of 16 and of 40
+@pytest.mark.parametrize("quantize", [None, "int4", "int8", "w8a8"])
+def test_a_layer_in_one_call(folder: Path, quantize: str | None, embedded: bool) -> None:
+    """It computes what the layer's parts do, writes the same keys and values, and each row as if it were alone."""
+    model = checkpoint.load(resolve_model(EMBEDDED) if embedded else folder, quantize=quantize).requires_grad_(False)
+    prepack(model)
+    layer, config = model.layers[1], model.config
+    assert isinstance(layer.whole, NativeLayer)
+    slots, columns = [0, 2, 3], [5, 0, 33]
+    caches = [KeyValueCache(config.layers, 4, config.heads, 40, config.head_dim, torch.float32, CPU) for _ in range(3)]
+    for cache in caches:
+        cache.keys.copy_(numbers(*cache.keys.shape, seed=5))
+        cache.values.copy_(numbers(*cache.values.shape, seed=6))
+    hidden, rotary = numbers(3, 1, config.hidden, seed=7), model.rotary(torch.tensor([[6], [1], [30]]))
+    with torch.inference_mode():
+        found = layer(hidden, rotary, StepAttention(caches[0], slots, columns))
+        whole, layer.whole = layer.whole, None
+        wanted = layer(hidden, rotary, StepAttention(caches[1], slots, columns))
+        assert (found - wanted).abs().max() < (0.05 if quantize == "w8a8" else 2e-5) * wanted.abs().max()
+        assert (caches[0].keys - caches[1].keys).abs().max() < 1e-4
+        assert (caches[0].values - caches[1].values).abs().max() < 1e-4
+        layer.whole = whole
+        for row in range(3):
+            only = tuple(table[row : row + 1] for table in rotary)
+            alone = layer(
+                hidden[row : row + 1], only, StepAttention(caches[2], slots[row : row + 1], columns[row : row + 1])
+            )
+            assert torch.equal(alone, found[row : row + 1])
+    assert torch.equal(caches[2].keys, caches[0].keys) and torch.equal(caches[2].values, caches[0].values)
+
+
+def test_without_a_compiler_torchs_products_serve(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does one that fails end anything."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    broken = tmp_path / "c++"
+    broken.write_text("#!/bin/sh\nexit 1\n")
+    broken.chmod(0o700)
+    for path in (tmp_path / "nothing", tmp_path):
+        monkeypatch.setenv("PATH", str(path))
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setattr(native, "library", native.library.__wrapped__)
+        assert not native.has_products(CPU)
+        model = checkpoint.load(folder, quantize="int4")
+        prepack(model)
+        assert all(layer.whole is None for layer in model.layers)
+        monkeypatch.undo()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    if torch.backends.cpu.get_cpu_capability() == "AVX512":
+        assert "were not built" in caplog.text
+    assert not list((tmp_path / "cache").rglob("*.so"))
