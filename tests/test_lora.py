@@ -21,8 +21,8 @@ from engine.glm.adapter import TARGETS, Lora, read_adapter
 from engine.glm.config import CHAT, Config, base_folder, weights_hash, weights_size
 from engine.glm.merge_folder import merge_folder
 from engine.glm.model import GLM, initialise
-from engine.glm.parallel import SINGLE, Ranks
 from engine.glm.packed import pack
+from engine.glm.parallel import SINGLE, Ranks
 from engine.glm.quantize import ROWS, dequantize_weight, exact_product, quantize_weight
 from engine.glm.quantize_folder import quantize_folder
 from engine.glm.tokenizer import Tokenizer
