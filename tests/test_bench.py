@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from engine.glm import native
 from tests.command_line import call
 
 
@@ -81,7 +83,10 @@ def test_a_model_in_memory(tmp_path: Path, what: tuple[str, ...], precisions: tu
     assert report["machine"]["flops"] > 1e9 and report["machine"]["bandwidth"] > 1e8
     assert [one["precision"] for one in report["precisions"]] == list(precisions)
     bytes_of = [one["weight_bytes"] for one in report["precisions"]]
-    assert bytes_of == sorted(set(bytes_of), reverse=True) and 4 * report["parameters"] == bytes_of[0]
+    # The embedding of a checkpoint stays in its 16 bits where there are products of our own.
+    embedding = 10048 * 320 if "--model" in what and native.has_products(torch.device("cpu")) else 0
+    assert bytes_of == sorted(set(bytes_of), reverse=True)
+    assert bytes_of[0] == 4 * report["parameters"] - 2 * embedding
     for one in report["precisions"]:
         assert [decode["batch"] for decode in one["decode"]] == [1, 3]
         for decode in one["decode"]:

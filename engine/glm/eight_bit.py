@@ -55,7 +55,7 @@ class EightBitProduct:
         self._scale = linear.weight_scale.flatten().float()
         self._row_sums = weight.sum(dim=1, dtype=torch.int32)
         self._own = native.has_eight_bit_products(weight.device)
-        self._weight = weight.contiguous() if self._own else _pack(weight)
+        self._weight = native.arranged(weight) if self._own else _pack(weight)
         linear.weight = torch.empty(0, dtype=torch.int8)
 
     @property
@@ -76,11 +76,13 @@ class EightBitProduct:
 
     def _with_addends(self, linear: QuantizedLinear, states: Tensor, residual: Tensor | None) -> Tensor:
         beside = None if residual is None else residual.contiguous()
-        return native.multiply8(self._weight, self._scale, self._row_sums, states, linear.bias, beside)
+        return native.multiply8(self._weight, self._scale, self._row_sums, self.columns, states, linear.bias, beside)
 
     def __call__(self, states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         if self._own:
-            return native.multiply8(self._weight, self._scale, self._row_sums, states.float()).to(states.dtype)
+            return native.multiply8(self._weight, self._scale, self._row_sums, self.columns, states.float()).to(
+                states.dtype
+            )
         flat = states.reshape(-1, self.columns).float()
         magnitude = flat.abs()
         outside = magnitude > OUTSIDE * magnitude.mean(dim=-1, keepdim=True)

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _log = logging.getLogger(__name__)
 _SOURCES = [Path(__file__).with_name(name) for name in ("step.cpp", "products.cpp")]  # the first one includes the other
@@ -88,22 +89,32 @@ def multiply(matrix: Matrix, states: Tensor, bias: Tensor | None = None, residua
     return out
 
 
+def arranged(weight: Tensor) -> Tensor:
+    """int8 (rows, columns) as `multiply8` reads it: (rows / 16, columns / 4, 16, 4), padded with zeros."""
+    rows, columns = weight.shape
+    whole = F.pad(weight, (0, -columns % 4, 0, -rows % 16))
+    return whole.view(len(whole) // 16, 16, -1, 4).transpose(1, 2).contiguous()
+
+
 def multiply8(
     weight: Tensor,
     scale: Tensor,
     row_sums: Tensor,
+    columns: int,
     states: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """states (..., columns), rounded to 8 bits by the token as eight_bit.py says, times the transposed weight (rows, columns) of
-    int8 with fp32 scales (rows,); bias and residual as in `multiply`. row_sums: (rows,) int32, of the weight."""
-    flat, out = _flat(states, weight.shape[1]), states.new_empty(*states.shape[:-1], len(weight))
+    """states (..., columns), rounded to 8 bits by the token as eight_bit.py says, times a transposed weight that is `arranged`,
+    with fp32 scales (rows,); bias and residual as in `multiply`. row_sums: (rows,) int32, of the weight."""
+    rows = len(scale)
+    flat, out = _flat(states, columns), states.new_empty(*states.shape[:-1], rows)
     library().glm_multiply8(
         weight.data_ptr(),
         scale.data_ptr(),
         row_sums.data_ptr(),
-        *weight.shape,
+        rows,
+        columns,
         flat.data_ptr(),
         len(flat),
         *_addends(bias, residual),

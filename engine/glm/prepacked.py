@@ -11,12 +11,12 @@ are added where the product is written.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from engine.glm import native
 from engine.glm.eight_bit import EightBitProduct, has_onednn
-from engine.glm.model import GLM, Linear
+from engine.glm.model import GLM, Embedding, Linear
 from engine.glm.native_layer import NativeLayer
 from engine.glm.packed import native_product
 from engine.glm.projection import Projection
@@ -139,10 +139,19 @@ def prepack(model: GLM) -> None:
         if isinstance(linear, Linear) and linear.packed is None:
             linear.packed = Packed(linear, name.endswith("dense_h_to_4h"))
             del linear.weight
+    if native.has_products(model.device):
+        _shorten(model.word_embeddings)
     model.head = _form(model.device)(model.word_embeddings.weight)
     if native.has_products(model.device):
         for layer in model.layers:
             layer.whole = NativeLayer.of(layer)
+
+
+def _shorten(embedding: Embedding) -> None:
+    """To fp16, if it loses nothing by that: most checkpoints store it so, and each step reads it for its logits."""
+    short = embedding.weight.detach().half()
+    if torch.equal(short.float(), embedding.weight):
+        embedding.weight = nn.Parameter(short, requires_grad=False)
 
 
 def copies_embedding(model: GLM) -> bool:

@@ -19,7 +19,7 @@
 #include <memory>
 
 // Loops of a fixed length are written out: only then are the arrays that they fill kept in registers.
-#define UNROLL _Pragma("GCC unroll 8")
+#define UNROLL _Pragma("GCC unroll 16")
 
 namespace {
 
@@ -160,14 +160,6 @@ inline __m128 added(__m512 a, __m512 b, __m512 c, __m512 d) {
     const __m512 all = _mm512_add_ps(low, high);
     const __m256 two = _mm256_add_ps(_mm512_castps512_ps256(all), _mm512_extractf32x8_ps(all, 1));
     return _mm_add_ps(_mm256_castps256_ps128(two), _mm256_extractf128_ps(two, 1));
-}
-
-inline __m128i added(__m512i a, __m512i b, __m512i c, __m512i d) {
-    const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
-    const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
-    const __m512i all = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-    const __m256i two = _mm256_add_epi32(_mm512_castsi512_si256(all), _mm512_extracti32x8_epi32(all, 1));
-    return _mm_add_epi32(_mm256_castsi256_si128(two), _mm256_extracti128_si256(two, 1));
 }
 
 // Where results go: (tokens, rows), plus the bias and the residual, either of which may be null.
@@ -338,29 +330,42 @@ void multiply(const Matrix& matrix, const float* states, long tokens, const Targ
 }
 
 #ifdef __AVX512VNNI__
-// ---- 8-bit numbers on both sides.
+// ---- 8-bit numbers on both sides. Sums are exact in any order, so the matrix lies as the multiplications want it: (rows / 16,
+// columns / 4, 16, 4), padded with zeros. A vector of it is four columns of 16 rows; no lanes are added at the end.
 
 struct Sums {
-    __m128i rows;
+    __m512i rows;
 };
 
-template <int M>
-__attribute__((noinline)) void tile8(const uint8_t* states, const int8_t* weight, long width, Sums* found) {
-    __m512i sums[M][ROWS];
+constexpr long GROUP = 16, GROUPS = 2, LINES = 12;  // rows of a vector, vectors and activations at a time: 24 sums
+
+template <int M, int G>
+__attribute__((noinline)) void tile8(const uint8_t* states, const int8_t* weight, long width, __m512i* found) {
+    __m512i sums[M][G];
     UNROLL for (int m = 0; m < M; ++m)
-        UNROLL for (int n = 0; n < ROWS; ++n) sums[m][n] = _mm512_setzero_si512();
-    for (long k = 0; k < width; k += 64) {
-        __m512i other[ROWS];
-        UNROLL for (int n = 0; n < ROWS; ++n) {
-            _mm_prefetch(reinterpret_cast<const char*>(weight + n * width + k) + AHEAD, _MM_HINT_T0);
-            other[n] = _mm512_loadu_si512(weight + n * width + k);
+        UNROLL for (int g = 0; g < G; ++g) sums[m][g] = _mm512_setzero_si512();
+    for (long k = 0; k < width; k += 4) {
+        __m512i other[G];
+        UNROLL for (int g = 0; g < G; ++g) {
+            const int8_t* at = weight + (g * width + k) * GROUP;
+            _mm_prefetch(reinterpret_cast<const char*>(at) + AHEAD, _MM_HINT_T0);
+            other[g] = _mm512_loadu_si512(at);
         }
         UNROLL for (int m = 0; m < M; ++m) {
-            const __m512i one = _mm512_load_si512(states + m * width + k);
-            UNROLL for (int n = 0; n < ROWS; ++n) sums[m][n] = _mm512_dpbusd_epi32(sums[m][n], one, other[n]);
+            int32_t four;
+            std::memcpy(&four, states + m * width + k, sizeof four);
+            const __m512i one = _mm512_set1_epi32(four);
+            UNROLL for (int g = 0; g < G; ++g) sums[m][g] = _mm512_dpbusd_epi32(sums[m][g], one, other[g]);
         }
     }
-    UNROLL for (int m = 0; m < M; ++m) found[m].rows = added(sums[m][0], sums[m][1], sums[m][2], sums[m][3]);
+    UNROLL for (int m = 0; m < M; ++m)
+        UNROLL for (int g = 0; g < G; ++g) _mm512_store_si512(found + m * GROUPS + g, sums[m][g]);
+}
+
+template <int M = 1>
+void tile8_of(long lines, long groups, const uint8_t* states, const int8_t* weight, long width, __m512i* found) {
+    if (lines == M) return groups == 1 ? tile8<M, 1>(states, weight, width, found) : tile8<M, 2>(states, weight, width, found);
+    if constexpr (M < LINES) tile8_of<M + 1>(lines, groups, states, weight, width, found);
 }
 
 // A token's bulk and what lies outside of it. inner, outer: what a whole number of each stands for; line: of its outsiders' upper
@@ -411,12 +416,11 @@ void round_token(const float* states, long columns, const Spread& spread, uint8_
 // scale: fp32, one a row; row_sums: of the rows' whole numbers.
 void multiply8(const int8_t* weight, const float* scale, const int32_t* row_sums, long columns, const float* states, long tokens,
                const Target& target, int threads) {
-    const long width = padded(columns, 64), rows = target.rows;
-    const bool as_it_is = width == columns;
+    const long width = padded(columns, 4), step = padded(columns, LANES), rows = target.rows;
     Buffer<Spread> spreads = buffer<Spread>(tokens);
     Buffer<uint8_t> numbers;
     long lines = tokens;
-    const long blocks = (rows + ROWS - 1) / ROWS;
+    const long blocks = (rows + GROUPS * GROUP - 1) / (GROUPS * GROUP), groups = (rows + GROUP - 1) / GROUP;
 #pragma omp parallel num_threads(threads)
     {
         const long number = omp_get_thread_num(), count = omp_get_num_threads();
@@ -430,43 +434,45 @@ void multiply8(const int8_t* weight, const float* scale, const int32_t* row_sums
                     spreads[token].line = lines;
                     lines += 2;
                 }
-            numbers = buffer<uint8_t>(lines * width);
+            numbers = buffer<uint8_t>(lines * width + step);
         }
         auto line = [&](long which) { return numbers.get() + which * width; };
+        Buffer<uint8_t> whole = buffer<uint8_t>(3 * step);  // rounding writes whole vectors
         for (long token = from; token < to; ++token) {
             const long own = spreads[token].line;
-            if (!as_it_is)  // what lies behind the columns meets zeros of the matrix, but must be numbers that were written
-                for (long which : {token, own, own ? own + 1 : 0}) std::memset(line(which ? which : token) + columns, 0, width - columns);
-            round_token(states + token * columns, columns, spreads[token], line(token), own ? line(own) : nullptr, own ? line(own + 1) : nullptr);
+            uint8_t* parts[3] = {whole.get(), own ? whole.get() + step : nullptr, own ? whole.get() + 2 * step : nullptr};
+            round_token(states + token * columns, columns, spreads[token], parts[0], parts[1], parts[2]);
+            std::memcpy(line(token), parts[0], width);
+            for (long half = 1; own && half < 3; ++half) std::memcpy(line(own + half - 1), parts[half], width);
         }
 #pragma omp barrier
-        Buffer<int8_t> written = buffer<int8_t>(ROWS * width);
-        std::memset(written.get(), 0, ROWS * width);
-        Buffer<Sums> found = buffer<Sums>(lines);
+        Buffer<Sums> found = buffer<Sums>(lines * GROUPS);
+        const long together = (lines + (lines + LINES - 1) / LINES - 1) / ((lines + LINES - 1) / LINES);  // tiles of like size
         const long begin = blocks * number / count, end = blocks * (number + 1) / count;
         for (long block = begin; block < end; ++block) {
-            const long row = block * ROWS, here = std::min(ROWS, rows - row);
-            const int8_t* some = weight + row * columns;
-            if (!as_it_is || here < ROWS) {
-                for (long n = 0; n < here; ++n) std::memcpy(written.get() + n * width, some + n * columns, columns);
-                some = written.get();
-            }
-            for (long which = 0; which < lines; which += TOKENS)
-                with_count(std::min(TOKENS, lines - which), [&](auto count) {
-                    tile8<decltype(count)::value>(line(which), some, width, found.get() + which);
-                });
-            const __mmask8 mask = static_cast<__mmask8>((1u << here) - 1);
-            const __m128i raised = _mm_slli_epi32(_mm_maskz_loadu_epi32(mask, row_sums + row), 7);  // times the 128 that was added
-            const __m128 scales = _mm_maskz_loadu_ps(mask, scale + row);
-            auto product = [&](long which) { return _mm_cvtepi32_ps(_mm_sub_epi32(found[which].rows, raised)); };
-            for (long token = 0; token < tokens; ++token) {
-                const Spread& spread = spreads[token];
-                __m128 value = _mm_mul_ps(product(token), _mm_set1_ps(spread.inner));
-                if (spread.line) {
-                    const __m128 outer = _mm_add_ps(_mm_mul_ps(product(spread.line), _mm_set1_ps(256.0f)), product(spread.line + 1));
-                    value = _mm_add_ps(value, _mm_mul_ps(outer, _mm_set1_ps(spread.outer)));
+            const long here = std::min(GROUPS, groups - block * GROUPS);
+            const int8_t* some = weight + block * GROUPS * GROUP * width;
+            for (long which = 0; which < lines; which += together)
+                tile8_of(std::min(together, lines - which), here, line(which), some, width, &found[which * GROUPS].rows);
+            for (long group = 0; group < here; ++group) {
+                const long row = (block * GROUPS + group) * GROUP;
+                const __mmask16 mask = first(rows - row);
+                const __m512i raised = _mm512_slli_epi32(_mm512_maskz_loadu_epi32(mask, row_sums + row), 7);  // times the 128 added
+                const __m512 scales = _mm512_maskz_loadu_ps(mask, scale + row);
+                const __m512 bias = target.bias ? _mm512_maskz_loadu_ps(mask, target.bias + row) : _mm512_setzero_ps();
+                auto product = [&](long which) { return _mm512_cvtepi32_ps(_mm512_sub_epi32(found[which * GROUPS + group].rows, raised)); };
+                for (long token = 0; token < tokens; ++token) {
+                    const Spread& spread = spreads[token];
+                    __m512 value = _mm512_mul_ps(product(token), _mm512_set1_ps(spread.inner));
+                    if (spread.line) {
+                        const __m512 outer = _mm512_fmadd_ps(product(spread.line), _mm512_set1_ps(256.0f), product(spread.line + 1));
+                        value = _mm512_fmadd_ps(outer, _mm512_set1_ps(spread.outer), value);
+                    }
+                    value = _mm512_fmadd_ps(value, scales, bias);
+                    const long place = token * rows + row;
+                    if (target.residual) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, target.residual + place));
+                    _mm512_mask_storeu_ps(target.out + place, mask, value);
                 }
-                target.put(token, row, _mm_mul_ps(value, scales));
             }
         }
     }
@@ -503,6 +509,7 @@ void glm_multiply(int kind, const void* weight, const void* scale, long groups, 
 }
 
 #ifdef __AVX512VNNI__
+// weight: as multiply8 wants it.
 void glm_multiply8(const void* weight, const float* scale, const int32_t* row_sums, long rows, long columns, const float* states,
                    long tokens, const float* bias, const float* residual, float* out, int threads) {
     const Target target{out, bias, residual, rows};

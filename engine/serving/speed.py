@@ -85,6 +85,8 @@ def load(preset: str | None, folder: str | None, precision: str) -> GLM:
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
             fill(name, tensor, generator)
+        if kind:  # as the checkpoints have it that such weights are made of
+            model.word_embeddings.weight.copy_(model.word_embeddings.weight.half())
     pack(model, dtype, model.device, eight_bit=kind == W8A8)
     prepack(model)
     return model.eval().requires_grad_(False)
