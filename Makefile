@@ -15,6 +15,7 @@ $(VENV)/.installed: requirements.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
 	@$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	@$(BIN)/python -c 'from engine.glm import native; native.library()'
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed requirements-test.txt

@@ -157,7 +157,7 @@ def plan(config: Config, machine: Machine, wish: Wish) -> Plan:
     tensors = layer_tensors(config, size, number, packed=reads_quantized(machine, wish.precision))
     layers = config.layers * sum(tensors)
     table = config.vocabulary // size * hidden
-    # Without GPUs the logits of fp32 come from a packed copy (prepacked.py).
+    # Without GPUs the logits of fp32 may come from a packed copy (prepacked.py).
     copy = 4 * table if not machine.gpus and not offloaded and wish.precision == "fp32" else 0
     embedding = table * (2 if offloaded else number) + copy + 2 * hidden * number
     cache_token = 2 * config.layers * hidden // size * number
