@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,39 @@ def test_the_gate() -> None:
     found = native.gated(pair)
     assert (found - value * F.gelu(gate)).abs().max() < 2e-6
     assert torch.equal(native.gated(pair[3:4]), found[3:4])
+
+
+@own
+@pytest.mark.parametrize("number", [float("inf"), float("nan")])
+def test_what_is_no_number_shows(number: float) -> None:
+    """In its own row, which a pool ends with an error; the others are as they were."""
+    usual = numbers(5, 320, seed=2)
+    broken = usual.clone()
+    broken[2, 17] = number
+    products = [partial(native.multiply, matrix(kind, 40, 320)[0]) for kind in KINDS]
+    products.append(native.gated)
+    if native.has_eight_bit_products(CPU):
+        whole, scale = quantize_weight(numbers(40, 320), 8)
+        sums, by = whole.sum(dim=1, dtype=torch.int32), native.arranged(whole)
+        products.append(lambda states: native.multiply8(by, scale.flatten().float(), sums, 320, states))
+        assert native.multiply8(by, scale.flatten().float(), sums, 320, usual[:0]).shape == (0, 40)
+    for product in products:
+        found = product(broken)
+        assert not torch.isfinite(found[2]).all()
+        assert torch.equal(found[[0, 1, 3, 4]], product(usual)[[0, 1, 3, 4]])
+
+
+@own
+def test_a_key_that_is_no_number_shows(folder: Path) -> None:
+    model = checkpoint.load(folder).requires_grad_(False)
+    prepack(model)
+    config = model.config
+    cache = KeyValueCache(config.layers, 2, config.heads, 40, config.head_dim, torch.float32, CPU)
+    cache.keys[1, 0, 2, 3] = float("nan")
+    hidden, rotary = numbers(2, 1, config.hidden, seed=7), model.rotary(torch.tensor([[6], [1]]))
+    with torch.inference_mode():
+        found = model.layers[1](hidden, rotary, StepAttention(cache, [0, 1], [5, 0]))
+    assert found[0].isnan().all() and torch.isfinite(found[1]).all()
 
 
 @pytest.fixture(scope="module")

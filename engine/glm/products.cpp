@@ -381,6 +381,7 @@ Spread spread_of(const float* states, long columns) {
     __m512 total = _mm512_setzero_ps();
     for (long k = 0; k < columns; k += LANES) total = _mm512_add_ps(total, _mm512_abs_ps(some_of(states, columns, k)));
     const float bound = OUTSIDE * (_mm512_reduce_add_ps(total) / static_cast<float>(columns));
+    if (!(bound < INFINITY)) return {bound, NAN, 0.0f, 0};  // maxima and whole numbers would hide inf and nan
     const __m512 limit = _mm512_set1_ps(bound);
     __m512 inner = _mm512_setzero_ps(), outer = inner;
     for (long k = 0; k < columns; k += LANES) {
@@ -512,6 +513,7 @@ void glm_multiply(int kind, const void* weight, const void* scale, long groups, 
 // weight: as multiply8 wants it.
 void glm_multiply8(const void* weight, const float* scale, const int32_t* row_sums, long rows, long columns, const float* states,
                    long tokens, const float* bias, const float* residual, float* out, int threads) {
+    if (tokens == 0) return;
     const Target target{out, bias, residual, rows};
     multiply8(static_cast<const int8_t*>(weight), scale, row_sums, columns, states, tokens, target, threads);
 }
