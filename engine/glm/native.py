@@ -27,7 +27,17 @@ from torch.nn import functional as F
 _log = logging.getLogger(__name__)
 _SOURCES = [Path(__file__).with_name(name) for name in ("step.cpp", "products.cpp")]  # the first one includes the other
 # Contracting products and sums is the compiler's choice place by place: with it a row's sums could differ from its neighbours'.
-_FLAGS = ("-O3", "-march=native", "-ffp-contract=off", "-std=c++17", "-fPIC", "-fopenmp", "-shared", "-w")
+_FLAGS = (
+    "-O3",
+    "-march=native",
+    "-ffp-contract=off",
+    "-std=c++17",
+    "-fPIC",
+    "-fopenmp",
+    "-shared",
+    "-w",
+    "-Wl,--as-needed",
+)
 _COMPILERS = ("c++", "g++", "clang++")
 _SECONDS = 120  # a build takes about five
 _KINDS = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -159,7 +169,7 @@ def library() -> ctypes.CDLL | None:
         return None
     try:
         found = ctypes.CDLL(str(_built(compiler)))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:  # RuntimeError: a user without a home
         _log.warning("the products for this processor were not built, torch's serve: %s", error)
         return None
     found.glm_multiply.argtypes = [_int, _pointer, _pointer, *[_long] * 3, _pointer, _long, *[_pointer] * 3, _int]
@@ -187,9 +197,10 @@ def _built(compiler: str) -> Path:
     # Several processes may build it at once; each puts a whole file in its place.
     with tempfile.TemporaryDirectory(dir=folder) as own:
         made = Path(own) / path.name
-        subprocess.run(
-            [compiler, *_FLAGS, str(_SOURCES[0]), "-o", str(made)], capture_output=True, check=True, timeout=_SECONDS
-        )
+        # torch's own OpenMP, whatever it is called: another one would bring threads of its own that wait for the same cores.
+        openmp = map(str, sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*")))
+        command = [compiler, *_FLAGS, str(_SOURCES[0]), *openmp, "-o", str(made)]
+        subprocess.run(command, capture_output=True, check=True, timeout=_SECONDS)
         made.replace(path)
     return path
 
