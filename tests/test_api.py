@@ -237,7 +237,8 @@ async def test_the_cost_is_told_before_anything_is_sent(server: Thread, database
         assert (told["positions"], told["new_tokens"], told["dropped_messages"], told["queued"]) == (4096, 40, 0, 0)
         assert done["usage"]["new_tokens"] == 40 and told["prompt_tokens"] < done["usage"]["prompt_tokens"]
         assert told["seconds"] > 0
-        assert ask(**fill | {"order": "confident"})["seconds"] > told["seconds"]
+        # Its prompts are read more often, which may be less than the hundredths that are told.
+        assert ask(**fill | {"order": "confident"})["seconds"] >= told["seconds"]
         assert ask(**fill | {"id": "x" * 16, "conversation": "none"})["new_tokens"] == 40  # the very message of a run
         assert ask(type="generate", text="Once upon a time")["new_tokens"] == 256
         # A conversation that doesn't fit, and long enough to be read beside the event loop.

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from engine.glm import native
 from engine.glm.eight_bit import EightBitProduct, has_onednn
@@ -34,7 +33,7 @@ def can_pack(dtype: torch.dtype, device: torch.device) -> bool:
 
 
 class PlainMatrix:
-    """A (rows, columns) weight as it is, for our own products. Of a type that is shorter than the states, if need be."""
+    """A (rows, columns) weight as it is, for our own products. It may be of a shorter type than the states."""
 
     def __init__(self, weight: Tensor) -> None:
         self.matrix = native.Matrix(weight.detach().contiguous(), *weight.shape)
@@ -43,16 +42,12 @@ class PlainMatrix:
     def nbytes(self) -> int:
         return self.matrix.weight.nbytes
 
-    def __call__(self, states: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
-        """The product with states (..., columns), plus the bias; then the exact gelu."""
-        found = native.multiply(self.matrix, states, bias)
-        return F.gelu(found) if gelu else found
+    def __call__(self, states: Tensor, bias: Tensor | None = None) -> Tensor:
+        """The product with states (..., columns), plus the bias."""
+        return native.multiply(self.matrix, states, bias)
 
-    def combined(self, how: str, states: Tensor, other: Tensor, bias: Tensor | None) -> Tensor:
-        """how: "add" or "mul", for the product with its bias, and `other` (..., rows)."""
-        if how == "add":
-            return native.multiply(self.matrix, states, bias, other.contiguous())
-        return native.multiply(self.matrix, states, bias).mul_(other)
+    def plus(self, states: Tensor, residual: Tensor, bias: Tensor) -> Tensor:
+        return native.multiply(self.matrix, states, bias, residual.contiguous())
 
 
 class PackedMatrix:
@@ -68,13 +63,18 @@ class PackedMatrix:
         return 4 * self.rows * self.columns
 
     def __call__(self, states: Tensor, bias: Tensor | None = None, gelu: bool = False) -> Tensor:
+        """gelu: the exact one of it."""
         after = ("gelu", [], "none") if gelu else ("none", [], "")
         if self._is_twice(states):
             twice = torch.ops.mkldnn._linear_pointwise(_twice(states), self._packed, bias, *after)
             return twice[:1].view(*states.shape[:-1], self.rows)
         return torch.ops.mkldnn._linear_pointwise(states, self._packed, bias, *after)
 
+    def plus(self, states: Tensor, residual: Tensor, bias: Tensor) -> Tensor:
+        return self.combined("add", states, residual, bias)
+
     def combined(self, how: str, states: Tensor, other: Tensor, bias: Tensor | None) -> Tensor:
+        """how: "add" or "mul", for the product with its bias, and `other` (..., rows)."""
         if self._is_twice(states):
             twice = torch.ops.mkldnn._linear_pointwise.binary(_twice(states), _twice(other), self._packed, bias, how)
             return twice[:1].view(*states.shape[:-1], self.rows)
@@ -122,7 +122,7 @@ class Packed(Projection):
 
     def plus(self, states: Tensor, residual: Tensor) -> Tensor:
         [(matrix, bias)] = self._parts
-        return matrix.combined("add", states, residual, bias)
+        return matrix.plus(states, residual, bias)
 
     def gated(self, states: Tensor) -> Tensor:
         if len(self._parts) == 1:

@@ -99,16 +99,23 @@ class StepAttention:
 
     Slots must ascend. Every row sees the columns of its slot up to its own. Slots that lie side by side are computed
     together on a view of the cache, masked to each row's length: nothing is gathered or copied. together: False computes each
-    row by itself, over its own length, so that its sums are in the same order whatever runs beside it.
+    row by itself, over its own length, so that its sums are in the same order whatever runs beside it. whole: whether layers may
+    compute themselves in one call (native_layer.py).
     """
 
     def __init__(
-        self, cache: KeyValueCache, slots: Sequence[int], columns: Sequence[int], *, together: bool = True
+        self,
+        cache: KeyValueCache,
+        slots: Sequence[int],
+        columns: Sequence[int],
+        *,
+        together: bool = True,
+        whole: bool = True,
     ) -> None:
         self._cache = cache
         self._slots = torch.tensor(slots, dtype=torch.long, device=cache.device)
         self._columns = torch.tensor(columns, dtype=torch.long, device=cache.device)
-        self.rows = CachedRows(cache.keys, cache.values, self._slots, self._columns)
+        self.rows = CachedRows(cache.keys, cache.values, self._slots, self._columns) if whole else None
         self._runs: list[tuple[slice, slice, int, Tensor | None]] = []
         first = 0
         for row in range(1, len(slots) + 1):

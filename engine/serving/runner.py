@@ -38,10 +38,11 @@ class Part:
 
 @dataclass(slots=True)
 class Pass:
-    """A forward pass between layers."""
+    """A forward pass between layers. order: where each row of logits is among those of the parts, one behind the other."""
 
     parts: list[Part]
     layer: int = 0
+    order: Tensor | None = None
 
 
 class Runner:
@@ -62,8 +63,8 @@ class Runner:
     ) -> None:
         self._model, self._announce, self.batch_invariant = model, announce, batch_invariant
         self._one_by_one = batch_invariant and not keeps_rows_apart(model)
-        # Rows that go through whole layers in one call do so whether a search, which can't, runs beside them or not.
-        self._trees_apart = any(layer.whole is not None for layer in model.layers)
+        # Rows that go through whole layers in one call do so whether others, which can't, run beside them or not.
+        self._whole_layers = any(layer.whole is not None for layer in model.layers)
         self._clears: list[int] = []  # of the cache, with the next work
         self._copies: list[tuple[int, int, int]] = []
         self._reading: Pass | None = None  # prompts that are read through some of the layers
@@ -108,25 +109,38 @@ class Runner:
         columns: Sequence[int],
         positions: Sequence[int],
         trees: Sequence[Tree] = (),
+        again: Sequence[int] = (),
     ) -> Pass:
         """Begin a decode step: token i goes to columns[i] of slots[i] (ascending), read at positions[i]; then the trees'.
 
+        again: rows whose token ends a prompt that is in its slot already: it is computed to the bit as when the prompt was read.
         Logits: (rows, vocabulary), the trees' behind the others.
         """
         rows: list[_Token] = list(zip(slots, tokens, columns, positions, strict=True))
         if self._one_by_one:
             single = [self._step_together([row], ()) for row in rows]
             return Pass(single + [self._step_together((), [tree]) for tree in trees])
-        if self._trees_apart and rows and trees:
-            return Pass([self._step_together(rows, ()), self._step_together((), trees)])
-        return Pass([self._step_together(rows, trees)])
+        if not self._whole_layers:
+            return Pass([self._step_together(rows, trees)])
+        usual = [row for row in range(len(rows)) if row not in again]
+        groups = [([rows[row] for row in usual], ()), ([rows[row] for row in again], ()), ([], trees)]
+        parts = [
+            self._step_together(some, searches, whole=some_are_usual)
+            for (some, searches), some_are_usual in zip(groups, (True, False, False), strict=True)
+            if some or searches
+        ]
+        if not again:
+            return Pass(parts)
+        count = len(rows) + sum(len(tree.tokens) for tree in trees)
+        place = {row: number for number, row in enumerate([*usual, *again])}
+        return Pass(parts, order=self._indices([place.get(row, row) for row in range(count)]))
 
-    def _step_together(self, rows: Sequence[_Token], trees: Sequence[Tree]) -> Part:
+    def _step_together(self, rows: Sequence[_Token], trees: Sequence[Tree], *, whole: bool = True) -> Part:
         slots, tokens, columns, positions = zip(*rows, strict=True) if rows else ((), (), (), ())
         ids, places = [*tokens], [*positions]
         attentions: list[tuple[int, StepAttention | TreeAttention]] = []
         if rows:
-            attention = StepAttention(self.cache, slots, columns, together=not self.batch_invariant)
+            attention = StepAttention(self.cache, slots, columns, together=not self.batch_invariant, whole=whole)
             attentions.append((len(rows), attention))
         for tree in trees:
             ids += tree.tokens
@@ -154,7 +168,8 @@ class Runner:
         for part in state.parts:
             hidden = part.hidden.flatten(0, 1)
             found.append(self._model.logits(hidden if part.wanted is None else hidden[part.wanted]))
-        return found[0] if len(found) == 1 else torch.cat(found)
+        logits = found[0] if len(found) == 1 else torch.cat(found)
+        return logits if state.order is None else logits[state.order]
 
     @torch.inference_mode()
     def follow(self, work: Work) -> Tensor | None:
@@ -169,7 +184,7 @@ class Runner:
         elif work.readings:
             state = self.read(work.readings)
         else:
-            state = self.step(work.slots, work.tokens, work.columns, work.positions, work.trees)
+            state = self.step(work.slots, work.tokens, work.columns, work.positions, work.trees, work.again)
         whole = self.advance(state, work.layers)
         if work.resume or work.readings:
             self._reading = None if whole else state
@@ -232,6 +247,7 @@ class Runner:
             columns=tuple(row.column for row in rows),
             positions=tuple(row.position for row in rows),
             trees=tuple(search.tree() for search in plan.searches),
+            again=tuple(number for number, row in enumerate(rows) if not row.tokens),
         )
         assert logits is not None
         choices = self._chosen(sampler, logits[: len(rows)], [row.ask(end_ids) for row in rows])

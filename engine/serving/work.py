@@ -34,6 +34,7 @@ class Work:
     """First `clears` (slots) and `copies` (source slot, target slot, columns) in the cache; then prompts to read, or one
     token of each row: token i goes to columns[i] of slots[i] (ascending), read at positions[i]; then those of the trees.
 
+    again: those of the rows whose token ends a prompt that its slot holds already.
     layers: prompts are read through so many only, None for all that are left; resume: go on with those of an earlier work.
     """
 
@@ -47,3 +48,4 @@ class Work:
     columns: tuple[int, ...] = ()
     positions: tuple[int, ...] = ()
     trees: tuple[Tree, ...] = ()
+    again: tuple[int, ...] = ()
