@@ -16,6 +16,7 @@ from engine.glm.native_layer import NativeLayer
 from engine.glm.prepacked import prepack
 from engine.glm.quantize import dequantize_weight, quantize_weight
 from engine.serving.cache import KeyValueCache, StepAttention
+from engine.serving.runner import Runner
 from tests.lively import make_lively_model
 
 CPU = torch.device("cpu")
@@ -193,3 +194,25 @@ def test_without_a_compiler_torchs_products_serve(
     if torch.backends.cpu.get_cpu_capability() == "AVX512":
         assert "were not built" in caplog.text
     assert not list((tmp_path / "cache").rglob("*.so"))
+
+
+@own
+def test_a_prompts_last_token_among_running_rows(folder: Path) -> None:
+    """It is computed in its own way, and each row of logits comes back in its place."""
+    model = checkpoint.load(folder).requires_grad_(False)
+    prepack(model)
+    slots, tokens, columns = [0, 1, 2], [31, 32, 33], [5, 9, 3]
+
+    def logits(rows: list[int], again: list[int]) -> torch.Tensor:
+        runner = Runner(model, 3, 16)
+        runner.cache.keys.copy_(numbers(*runner.cache.keys.shape, seed=5))
+        runner.cache.values.copy_(numbers(*runner.cache.values.shape, seed=6))
+        some = [[of[row] for row in rows] for of in (slots, tokens, columns, columns)]
+        state = runner.step(*some, again=again)
+        runner.advance(state)
+        return runner.logits(state)
+
+    together = logits([0, 1, 2], [1])
+    for row in range(3):
+        assert torch.equal(logits([row], [0] if row == 1 else []), together[row : row + 1])
+    assert (logits([1], []) - together[1]).abs().max() < 1e-3

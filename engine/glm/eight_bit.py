@@ -72,17 +72,18 @@ class EightBitProduct:
     @property
     def affine(self) -> Callable[[QuantizedLinear, Tensor, Tensor | None], Tensor] | None:
         """With bias and residual, if our own product is used."""
-        return self._with_addends if self._own else None
+        if not self._own:
+            return None
+        return lambda linear, states, residual: self._own_product(
+            states, linear.bias, None if residual is None else residual.contiguous()
+        )
 
-    def _with_addends(self, linear: QuantizedLinear, states: Tensor, residual: Tensor | None) -> Tensor:
-        beside = None if residual is None else residual.contiguous()
-        return native.multiply8(self._weight, self._scale, self._row_sums, self.columns, states, linear.bias, beside)
+    def _own_product(self, states: Tensor, bias: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        return native.multiply8(self._weight, self._scale, self._row_sums, self.columns, states, bias, residual)
 
     def __call__(self, states: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
         if self._own:
-            return native.multiply8(self._weight, self._scale, self._row_sums, self.columns, states.float()).to(
-                states.dtype
-            )
+            return self._own_product(states.float()).to(states.dtype)
         flat = states.reshape(-1, self.columns).float()
         magnitude = flat.abs()
         outside = magnitude > OUTSIDE * magnitude.mean(dim=-1, keepdim=True)

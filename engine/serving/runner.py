@@ -123,17 +123,17 @@ class Runner:
         if not self._whole_layers:
             return Pass([self._step_together(rows, trees)])
         usual = [row for row in range(len(rows)) if row not in again]
-        groups = [([rows[row] for row in usual], ()), ([rows[row] for row in again], ()), ([], trees)]
-        parts = [
-            self._step_together(some, searches, whole=some_are_usual)
-            for (some, searches), some_are_usual in zip(groups, (True, False, False), strict=True)
-            if some or searches
-        ]
-        if not again:
+        parts = []
+        if usual:
+            parts.append(self._step_together([rows[row] for row in usual], ()))
+        if again:
+            parts.append(self._step_together([rows[row] for row in again], (), whole=False))
+        if trees:
+            parts.append(self._step_together((), trees))
+        if not (usual and again):
             return Pass(parts)
-        count = len(rows) + sum(len(tree.tokens) for tree in trees)
-        place = {row: number for number, row in enumerate([*usual, *again])}
-        return Pass(parts, order=self._indices([place.get(row, row) for row in range(count)]))
+        order = [*usual, *again, *range(len(rows), len(rows) + sum(len(tree.tokens) for tree in trees))]
+        return Pass(parts, order=self._indices(order).argsort())
 
     def _step_together(self, rows: Sequence[_Token], trees: Sequence[Tree], *, whole: bool = True) -> Part:
         slots, tokens, columns, positions = zip(*rows, strict=True) if rows else ((), (), (), ())
