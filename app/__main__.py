@@ -53,6 +53,8 @@ def main(arguments: list[str]) -> int:
             slots=settings.slots,
             gap_seconds=settings.gap_seconds,
             batch_invariant=settings.batch_invariant,
+            kv_cache=settings.kv_cache,
+            eager=settings.eager,
             queue=settings.queue,
             threads=settings.threads or None,
             precision=settings.precision,

@@ -111,6 +111,14 @@ class Settings(BaseSettings):
     batch_invariant: bool = Field(
         False, description="the same numbers for a request, to the bit, whatever runs beside it; slower"
     )
+    kv_cache: Literal["auto", "full", "fp16"] = Field(
+        "auto",
+        description="how keys and values are kept: full, as the arithmetic is; fp16; auto: fp16 with quantised weights in fp32",
+    )
+    eager: bool = Field(
+        False,
+        description="on accelerators run each step operation by operation instead of replaying recorded ones; slower",
+    )
     queue: int = Field(256, ge=1, description="requests that may wait for a slot; more are refused")
     threads: int = Field(0, ge=0, le=1024, description="CPU threads of a model process; 0 chooses by the machine")
 

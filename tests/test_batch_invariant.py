@@ -48,7 +48,7 @@ async def test_a_pool_gives_the_same_numbers_in_any_company(folder: Path, quanti
         alone = [await finished(pool, request) for request in asked]
         assert pool.limits is not None
         precision = pool.limits.fingerprint()["precision"]
-    assert precision == ("fp32, int8, w8a8, batch-invariant" if quantize else "fp32, batch-invariant")
+    assert precision == ("fp32, int8, w8a8, fp16 cache, batch-invariant" if quantize else "fp32, batch-invariant")
     assert [one.results for one in together] == [one.results for one in alone]
     assert max(one.largest_batch for one in together) > 1
 

@@ -727,6 +727,7 @@ def test_an_adapters_memory_is_counted(folder: Path, tmp_path: Path) -> None:
         [options] = plan_replicas(
             adapter, replicas=1, tensor_parallel=1, slots=1, threads=1, precision="fp32", quantize=None, offload="none",
             weights_budget=None, device="cpu", prefill_tokens=64, gap_seconds=0.1, batch_invariant=False,
+            kv_cache="auto", eager=False,
         )  # fmt: skip
         if adapter == folder:
             assert check_memory(options, torch.device("cpu")) is None

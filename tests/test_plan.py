@@ -28,7 +28,7 @@ from engine.glm.model import GLM, Layer, initialise
 from engine.glm.packed import pack
 from engine.glm.parallel import SINGLE, Ranks
 from engine.glm.plan import Machine, Plan, Wish
-from engine.serving.cache import KeyValueCache
+from engine.serving.cache import KeyValueCache, kept_dtype
 from engine.serving.protocol import Options
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -211,7 +211,7 @@ def test_weights_are_counted_as_they_are(config: Config, quantize: str | None, s
         packed_copy = model.word_embeddings.weight.nbytes if precision == "fp32" else 0
         assert found.embedding == sum(tensor.nbytes for tensor in ends) + packed_copy
         heads, device = config.heads // size, torch.device("meta")
-        cache = KeyValueCache(config.layers, 3, heads, 20, config.head_dim, dtype, device)
+        cache = KeyValueCache(config.layers, 3, heads, 20, config.head_dim, kept_dtype(model, "auto"), device)
         assert found.cache == cache.keys.nbytes + cache.values.nbytes
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.errors import GLMError
+from engine.glm.cache_precision import KV_CACHES
 from engine.glm.config import EMBEDDED, SERVED_QUANTIZATIONS
 from engine.serving.options import DEVICES
 from engine.serving.protocol import OFFLOADS, PRECISIONS
@@ -15,7 +16,7 @@ KEY_VARIABLE = "GLM_ADMIN_KEY"
 OUT = Path("evaluations")
 # Options of a pool of our own, which a server has had already.
 _OWN = ("replicas", "slots", "threads", "precision", "quantize", "tensor_parallel", "device", "offload", "weights_budget",
-    "batch_invariant")  # fmt: skip
+    "batch_invariant", "kv_cache", "eager")  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):
@@ -69,6 +70,10 @@ def parser(about: str | None) -> argparse.ArgumentParser:
     )
     own.add_argument("--batch-invariant", action="store_true", default=None, help="the same numbers for a row, to the bit, "
         "whatever runs beside it; slower")  # fmt: skip
+    own.add_argument("--eager", action="store_true", default=None, help="on accelerators run each step operation by operation "
+        "instead of replaying recorded ones; slower")  # fmt: skip
+    own.add_argument("--kv-cache", choices=KV_CACHES, help="how keys and values are kept: full, as the arithmetic is; fp16; auto: "
+        "fp16 with quantised weights in fp32")  # fmt: skip
     return found
 
 

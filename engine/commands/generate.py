@@ -114,6 +114,8 @@ class Session:
             precision=options.precision,
             quantize=options.quantize,
             batch_invariant=options.batch_invariant,
+            kv_cache=options.kv_cache,
+            eager=options.eager,
             offload=options.offload,
             weights_budget=None if options.weights_budget is None else parse_size(options.weights_budget),
             tensor_parallel=options.tensor_parallel,

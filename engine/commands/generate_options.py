@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from engine.errors import GLMError
+from engine.glm.cache_precision import KV_CACHES
 from engine.glm.config import SERVED_QUANTIZATIONS
 from engine.serving import protocol
 from engine.serving.options import DEVICES
@@ -78,6 +79,17 @@ def parser(about: str | None) -> argparse.ArgumentParser:
         "--batch-invariant",
         action="store_true",
         help="the same numbers for a text, to the bit, whatever runs beside it",
+    )
+    add(
+        "--kv-cache",
+        choices=KV_CACHES,
+        default="auto",
+        help="how keys and values are kept: full, as the arithmetic is; fp16; auto: fp16 with quantised weights in fp32",
+    )
+    add(
+        "--eager",
+        action="store_true",
+        help="on accelerators run each step operation by operation instead of replaying recorded ones",
     )
     add("--slots", type=int, default=16, help="texts that run at the same time (default: 16)")
     return found

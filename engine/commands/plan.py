@@ -17,6 +17,7 @@ from typing import Any
 
 from engine.errors import GLMError
 from engine.glm import plan as planning
+from engine.glm.cache_precision import KV_CACHES
 from engine.glm.config import PRESETS, SERVED_QUANTIZATIONS, Config, resolve_model
 from engine.glm.memory import free_memory
 from engine.glm.plan import GPU_USABLE, Machine, Plan, Wish, describe, flags, largest_split, rows_of
@@ -79,6 +80,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--precision", choices=sorted(planning.BYTES), help="default: fp16 on GPUs, fp32 without")
     add("--quantize", choices=SERVED_QUANTIZATIONS, help="default: as the weights are")
     add("--tensor-parallel", type=int, help="ranks (default: as many of the GPUs as the model can be split over)")
+    add("--kv-cache", choices=KV_CACHES, default="auto", help="how keys and values are kept: full, as the arithmetic is; "
+        "fp16; auto: fp16 with quantised weights in fp32")  # fmt: skip
     add("--offload", choices=("none", "host", "disk"), default="none", help="where layers wait that don't fit")
     add("--weights-budget", metavar="SIZE", help="memory of a rank for weights, with --offload (default: what is free)")
     add("--slots", type=int, help="requests at the same time that must fit (default: at least one)")
@@ -153,6 +156,7 @@ def _plan(config: Config, options: argparse.Namespace) -> Plan:
         weights_budget=budget,
         slots=options.slots,
         tokens=tokens,
+        kv_cache=options.kv_cache,
     )
     return planning.plan(config, machine, wish)
 

@@ -1,4 +1,4 @@
-"""A whole layer of a decode step by native.py, for the rows of a cache: products, norms, rotation, attention and gate in one call.
+"""A layer by native.py: of a decode step whole, in one call; of prompts what lies before and behind their attention, in two.
 
 layer.whole = NativeLayer.of(layer)     # None where a matrix has another form
 """
@@ -24,8 +24,8 @@ _EIGHT_BIT = 5
 
 @dataclass(frozen=True, slots=True)
 class CachedRows:
-    """What an attention of one token in each of several slots offers. keys, values: (layers, slots, heads, columns, head_dim);
-    slots, columns: (rows,) int64, where each token's key and value go; it sees its slot up to there."""
+    """What an attention of one token in each of several slots offers. keys, values: (layers, slots, heads, columns, head_dim),
+    fp32 or fp16; slots, columns: (rows,) int64, where each token's key and value go; it sees its slot up to there."""
 
     keys: Tensor
     values: Tensor
@@ -61,12 +61,15 @@ class _Step(ctypes.Structure):
         ("tokens", _long),
         ("capacity", _long),
         *((name, _pointer) for name in ("slots", "places", "cosines", "sines", "keys", "values")),
+        ("halves", _long),
         ("threads", _long),
     )
 
 
 class NativeLayer:
-    """hidden (rows, 1, hidden), rotary and attention of a step -> hidden; None for an attention that doesn't offer CachedRows."""
+    """hidden, rotary and attention of a pass -> hidden. A step's are (rows, 1, hidden), with an attention that offers
+    CachedRows. An attention that can `read` comes with prompts, (1, tokens, hidden), or with prompts' last tokens that are read
+    once more, (rows, 1, hidden). None for other attentions."""
 
     def __init__(self, layer: Layer, matrices: list[_Matrix], kept: list[Tensor]) -> None:
         attention, norms = layer.attention, (layer.input_layernorm, layer.post_attention_layernorm)
@@ -75,7 +78,8 @@ class NativeLayer:
         self._layer = _Layer(
             *(tensor.data_ptr() for tensor in self._kept[-4:]), *matrices, layer.alpha, norms[0].eps, attention.heads
         )
-        self._run = native.library().glm_layer
+        self._heads, self._head_dim = attention.heads, attention.head_dim
+        self._library = native.library()
 
     @classmethod
     def of(cls, layer: Layer) -> NativeLayer | None:
@@ -88,19 +92,38 @@ class NativeLayer:
         return None if None in matrices else cls(layer, matrices, kept)
 
     def __call__(self, hidden: Tensor, rotary: Rotary, attention: Attention) -> Tensor | None:
-        rows = getattr(attention, "rows", None)
-        if not isinstance(rows, CachedRows) or hidden.dtype != torch.float32:
+        if hidden.dtype != torch.float32:
             return None
+        rows = getattr(attention, "rows", None)
+        if isinstance(rows, CachedRows):
+            return self._step(hidden, rotary, rows)
+        read = getattr(attention, "read", None)
+        return None if read is None else self._read(hidden, rotary, read)
+
+    def _step(self, hidden: Tensor, rotary: Rotary, rows: CachedRows) -> Tensor:
         cosines, sines = (table.contiguous() for table in rotary)
         keys, values = rows.keys[self._number], rows.values[self._number]
         step = _Step(
             len(hidden),
             keys.shape[2],
             *(tensor.data_ptr() for tensor in (rows.slots, rows.columns, cosines, sines, keys, values)),
+            keys.dtype == torch.float16,
             torch.get_num_threads(),
         )
         hidden, out = hidden.contiguous(), torch.empty_like(hidden, memory_format=torch.contiguous_format)
-        self._run(ctypes.byref(self._layer), ctypes.byref(step), hidden.data_ptr(), out.data_ptr())
+        self._library.glm_layer(ctypes.byref(self._layer), ctypes.byref(step), hidden.data_ptr(), out.data_ptr())
+        return out
+
+    def _read(self, hidden: Tensor, rotary: Rotary, attend: Attention) -> Tensor:
+        layer, tokens, threads = ctypes.byref(self._layer), hidden.shape[0] * hidden.shape[1], torch.get_num_threads()
+        hidden = hidden.contiguous()
+        residual, out = torch.empty_like(hidden), torch.empty_like(hidden)
+        query, key, value = (hidden.new_empty(tokens, self._heads, self._head_dim) for _ in range(3))
+        inputs = [hidden, *(table.contiguous() for table in rotary), residual, query, key, value]
+        addresses = [tensor.data_ptr() for tensor in inputs]
+        self._library.glm_before(layer, addresses[0], tokens, *addresses[1:], threads)
+        context = attend(self._number, query, key, value)
+        self._library.glm_behind(layer, context.data_ptr(), tokens, residual.data_ptr(), out.data_ptr(), threads)
         return out
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from engine.errors import GLMError
+from engine.glm.cache_precision import cache_precision
 from engine.glm.config import W8A8, Config, Quantization, check_split
 from engine.glm.size import format_size
 
@@ -60,6 +61,7 @@ class Wish:
     weights_budget: int | None = None
     slots: int | None = None
     tokens: int = 2048
+    kv_cache: str = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +162,8 @@ def plan(config: Config, machine: Machine, wish: Wish) -> Plan:
     # Without GPUs the logits of fp32 may come from a packed copy (prepacked.py).
     copy = 4 * table if not machine.gpus and not offloaded and wish.precision == "fp32" else 0
     embedding = table * (2 if offloaded else number) + copy + 2 * hidden * number
-    cache_token = 2 * config.layers * hidden // size * number
+    kept = cache_precision(wish.kv_cache, wish.precision, config.quantization is not None)
+    cache_token = 2 * config.layers * hidden // size * BYTES[kept]
     cache = cache_token * wish.tokens * slots
     length = max(wish.tokens, PREFILL_TOKENS)
     alive = length * (4 * hidden + max(8 * hidden, 5 * inner) // size) * number

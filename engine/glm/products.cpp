@@ -18,6 +18,8 @@
 #include <cstring>
 #include <memory>
 
+#include "tiles.cpp"
+
 // Loops of a fixed length are written out: only then are the arrays that they fill kept in registers.
 #define UNROLL _Pragma("GCC unroll 16")
 
@@ -48,6 +50,33 @@ inline __mmask16 first(long count) { return count >= LANES ? 0xFFFF : static_cas
 inline float half(uint16_t bits) { return _cvtsh_ss(bits); }
 // To fp16 and back: what is stood for is a weight of fp16 (quantize.py).
 inline __m512 rounded(__m512 some) { return _mm512_cvtph_ps(_mm512_cvtps_ph(some, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)); }
+
+// 16 vectors of 16 numbers of 32 bits, turned.
+inline void turn(__m512i* rows) {
+    __m512i some[16];
+    UNROLL for (int i = 0; i < 16; i += 2) {
+        some[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
+        some[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
+    }
+    UNROLL for (int i = 0; i < 16; i += 4) {
+        rows[i] = _mm512_unpacklo_epi64(some[i], some[i + 2]);
+        rows[i + 1] = _mm512_unpackhi_epi64(some[i], some[i + 2]);
+        rows[i + 2] = _mm512_unpacklo_epi64(some[i + 1], some[i + 3]);
+        rows[i + 3] = _mm512_unpackhi_epi64(some[i + 1], some[i + 3]);
+    }
+    UNROLL for (int i = 0; i < 4; ++i) {
+        some[i] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0x88);
+        some[i + 4] = _mm512_shuffle_i32x4(rows[i], rows[i + 4], 0xdd);
+        some[i + 8] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0x88);
+        some[i + 12] = _mm512_shuffle_i32x4(rows[i + 8], rows[i + 12], 0xdd);
+    }
+    UNROLL for (int i = 0; i < 4; ++i) {
+        rows[i] = _mm512_shuffle_i32x4(some[i], some[i + 8], 0x88);
+        rows[i + 8] = _mm512_shuffle_i32x4(some[i], some[i + 8], 0xdd);
+        rows[i + 4] = _mm512_shuffle_i32x4(some[i + 4], some[i + 12], 0x88);
+        rows[i + 12] = _mm512_shuffle_i32x4(some[i + 4], some[i + 12], 0xdd);
+    }
+}
 
 // ---- Matrices. `load` gives PARTS vectors: 16 * PARTS numbers of a row from a column on, zeros behind the last one. A scale covers
 // columns / groups columns, a multiple of 16 * PARTS where there are several groups.
@@ -338,6 +367,7 @@ struct Sums {
 };
 
 constexpr long GROUP = 16, GROUPS = 2, LINES = 12;  // rows of a vector, vectors and activations at a time: 24 sums
+constexpr long EVERY = 16;  // lines are padded to as many
 
 template <int M, int G>
 __attribute__((noinline)) void tile8(const uint8_t* states, const int8_t* weight, long width, __m512i* found) {
@@ -367,6 +397,51 @@ void tile8_of(long lines, long groups, const uint8_t* states, const int8_t* weig
     if (lines == M) return groups == 1 ? tile8<M, 1>(states, weight, width, found) : tile8<M, 2>(states, weight, width, found);
     if constexpr (M < LINES) tile8_of<M + 1>(lines, groups, states, weight, width, found);
 }
+
+#ifdef HAS_TILES
+constexpr long DEPTH8 = 64;    // columns of a tile of 8-bit numbers
+constexpr long FEWEST = 8;     // lines that are worth a tile
+
+// One or two tiles of lines times one or two vectors of the matrix. width: a multiple of DEPTH8.
+template <bool LINES, bool ROWS_TOO>
+__attribute__((noinline)) void unit8(const uint8_t* states, const int8_t* weight, long width, __m512i* found) {
+    _tile_zero(0);
+    _tile_zero(1);
+    _tile_zero(2);
+    _tile_zero(3);
+    for (long k = 0; k < width; k += DEPTH8) {
+        const int8_t* at = weight + k * GROUP;
+        for (long line = 0; line < EDGE; ++line) _mm_prefetch(reinterpret_cast<const char*>(at) + AHEAD + line * 64, _MM_HINT_T0);
+        _tile_loadd(6, at, 64);
+        _tile_loadd(4, states + k, width);
+        _tile_dpbusd(0, 4, 6);
+        if (ROWS_TOO) {
+            _tile_loadd(7, at + width * GROUP, 64);
+            _tile_dpbusd(1, 4, 7);
+        }
+        if (LINES) {
+            _tile_loadd(5, states + EDGE * width + k, width);
+            _tile_dpbusd(2, 5, 6);
+            if (ROWS_TOO) _tile_dpbusd(3, 5, 7);
+        }
+    }
+    constexpr long STRIDE = GROUPS * sizeof(__m512i);
+    _tile_stored(0, found, STRIDE);
+    if (ROWS_TOO) _tile_stored(1, found + 1, STRIDE);
+    if (LINES) {
+        _tile_stored(2, found + EDGE * GROUPS, STRIDE);
+        if (ROWS_TOO) _tile_stored(3, found + EDGE * GROUPS + 1, STRIDE);
+    }
+}
+
+void unit8_of(long lines, long groups, const uint8_t* states, const int8_t* weight, long width, __m512i* found) {
+    for (long line = 0; line < lines; line += 2 * EDGE) {
+        const bool two = lines - line > EDGE;
+        (groups == 1 ? two ? unit8<true, false> : unit8<false, false> : two ? unit8<true, true> : unit8<false, true>)(
+            states + line * width, weight, width, found + line * GROUPS);
+    }
+}
+#endif
 
 // A token's bulk and what lies outside of it. inner, outer: what a whole number of each stands for; line: of its outsiders' upper
 // halves among the rows of whole numbers, the lower ones behind it; 0 without any.
@@ -435,7 +510,7 @@ void multiply8(const int8_t* weight, const float* scale, const int32_t* row_sums
                     spreads[token].line = lines;
                     lines += 2;
                 }
-            numbers = buffer<uint8_t>(lines * width + step);
+            numbers = buffer<uint8_t>(padded(lines, EVERY) * width + step);
         }
         auto line = [&](long which) { return numbers.get() + which * width; };
         Buffer<uint8_t> whole = buffer<uint8_t>(3 * step);  // rounding writes whole vectors
@@ -447,13 +522,22 @@ void multiply8(const int8_t* weight, const float* scale, const int32_t* row_sums
             for (long half = 1; own && half < 3; ++half) std::memcpy(line(own + half - 1), parts[half], width);
         }
 #pragma omp barrier
-        Buffer<Sums> found = buffer<Sums>(lines * GROUPS);
+        Buffer<Sums> found = buffer<Sums>(padded(lines, EVERY) * GROUPS);
+#ifdef HAS_TILES
+        const bool by_unit = tiles_allowed && lines >= FEWEST && width % DEPTH8 == 0;
+        std::unique_ptr<Tiles> tiles(by_unit ? new Tiles : nullptr);
+#else
+        constexpr bool by_unit = false;
+#endif
         const long together = (lines + (lines + LINES - 1) / LINES - 1) / ((lines + LINES - 1) / LINES);  // tiles of like size
         const long begin = blocks * number / count, end = blocks * (number + 1) / count;
         for (long block = begin; block < end; ++block) {
             const long here = std::min(GROUPS, groups - block * GROUPS);
             const int8_t* some = weight + block * GROUPS * GROUP * width;
-            for (long which = 0; which < lines; which += together)
+#ifdef HAS_TILES
+            if (by_unit) unit8_of(lines, here, numbers.get(), some, width, &found[0].rows);
+#endif
+            for (long which = 0; which < lines && !by_unit; which += together)
                 tile8_of(std::min(together, lines - which), here, line(which), some, width, &found[which * GROUPS].rows);
             for (long group = 0; group < here; ++group) {
                 const long row = (block * GROUPS + group) * GROUP;

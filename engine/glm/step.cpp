@@ -1,20 +1,9 @@
-// A whole layer of a decode step in one call: what lies between its products costs a few microseconds here and a few hundred as single
-// operations of torch. Every row is computed by itself, in an order that doesn't depend on the others (see products.cpp).
-#include "products.cpp"
+// A whole layer of a decode step in one call, and what lies before and behind a prompt's attention: between the products it costs a
+// few microseconds here and a few hundred as single operations of torch. Every row is computed by itself, in an order that doesn't
+// depend on the others (see products.cpp).
+#include "attention.cpp"
 
 namespace {
-
-inline __m512 exponential(__m512 x) {  // Cephes' expf: 2e-7, relative
-    x = _mm512_max_ps(_mm512_set1_ps(-87.0f), x);  // in this order nan stays nan
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504088896341f)), 0);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    for (float factor : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-        p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(factor));
-    p = _mm512_fmadd_ps(_mm512_mul_ps(p, r), r, _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(p, n);
-}
 
 inline __m512 gelu(__m512 x) {  // with the error function of Abramowitz and Stegun, 7.1.26: 1.5e-7, absolute
     const __m512 one = _mm512_set1_ps(1.0f), at = _mm512_mul_ps(x, _mm512_set1_ps(0.70710678118654752f));
@@ -65,7 +54,8 @@ void rotate(const float* from, const float* cosines, const float* sines, long wi
 }
 
 // One head of one token over `length` columns of keys and values (length, width). scores: room for `length` rounded up to vectors.
-void attend(const float* query, const float* keys, const float* values, long length, long width, float* scores, float* out) {
+template <typename Cached>
+void attend(const float* query, const Cached* keys, const Cached* values, long length, long width, float* scores, float* out) {
     const float scale = 1.0f / std::sqrt(static_cast<float>(width));
     long column = 0;
     for (; column + 4 <= length; column += 4) {
@@ -75,7 +65,7 @@ void attend(const float* query, const float* keys, const float* values, long len
             const __mmask16 mask = first(width - k);
             const __m512 one = _mm512_maskz_loadu_ps(mask, query + k);
             UNROLL for (int n = 0; n < 4; ++n)
-                sums[n] = _mm512_fmadd_ps(one, _mm512_maskz_loadu_ps(mask, keys + (column + n) * width + k), sums[n]);
+                sums[n] = _mm512_fmadd_ps(one, cached(mask, keys + (column + n) * width + k), sums[n]);
         }
         _mm_storeu_ps(scores + column, _mm_mul_ps(added(sums[0], sums[1], sums[2], sums[3]), _mm_set1_ps(scale)));
     }
@@ -83,35 +73,35 @@ void attend(const float* query, const float* keys, const float* values, long len
         __m512 sum = _mm512_setzero_ps();
         for (long k = 0; k < width; k += LANES) {
             const __mmask16 mask = first(width - k);
-            sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, query + k), _mm512_maskz_loadu_ps(mask, keys + column * width + k), sum);
+            sum = _mm512_fmadd_ps(_mm512_maskz_loadu_ps(mask, query + k), cached(mask, keys + column * width + k), sum);
         }
         const __m512 none = _mm512_setzero_ps();
         scores[column] = _mm_cvtss_f32(added(sum, none, none, none)) * scale;
     }
-    __m512 most = _mm512_set1_ps(-INFINITY);
-    for (long k = 0; k < length; k += LANES)
-        most = _mm512_mask_max_ps(most, first(length - k), most, _mm512_maskz_loadu_ps(first(length - k), scores + k));
-    const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-    __m512 total = _mm512_setzero_ps();
-    for (long k = 0; k < length; k += LANES) {
-        const __mmask16 mask = first(length - k);
-        const __m512 weight = exponential(_mm512_sub_ps(_mm512_maskz_loadu_ps(mask, scores + k), largest));
-        total = _mm512_mask_add_ps(total, mask, total, weight);
-        _mm512_mask_storeu_ps(scores + k, mask, weight);
-    }
-    const __m512 share = _mm512_set1_ps(1.0f / _mm512_reduce_add_ps(total));
+    const __m512 share = _mm512_set1_ps(1.0f / weigh(scores, length));
     for (long k = 0; k < width; k += LANES) {
         const __mmask16 mask = first(width - k);
         __m512 sums[4];  // of every fourth column, so that one sum needn't wait for the one before
         UNROLL for (int n = 0; n < 4; ++n) sums[n] = _mm512_setzero_ps();
         for (column = 0; column + 4 <= length; column += 4)
             UNROLL for (int n = 0; n < 4; ++n)
-                sums[n] = _mm512_fmadd_ps(_mm512_set1_ps(scores[column + n]), _mm512_maskz_loadu_ps(mask, values + (column + n) * width + k), sums[n]);
+                sums[n] = _mm512_fmadd_ps(_mm512_set1_ps(scores[column + n]), cached(mask, values + (column + n) * width + k), sums[n]);
         for (; column < length; ++column)
-            sums[0] = _mm512_fmadd_ps(_mm512_set1_ps(scores[column]), _mm512_maskz_loadu_ps(mask, values + column * width + k), sums[0]);
+            sums[0] = _mm512_fmadd_ps(_mm512_set1_ps(scores[column]), cached(mask, values + column * width + k), sums[0]);
         const __m512 all = _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3]));
         _mm512_mask_storeu_ps(out + k, mask, _mm512_mul_ps(all, share));
     }
+}
+
+// The same of a token whose query, key and value lie side by side in `mixed`; its own column is written first, at `place`.
+template <typename Cached>
+void attend_at(const float* mixed, const float* cosines, const float* sines, Cached* keys, Cached* values, long place, long width,
+               float* scores, float* turned, float* out) {
+    rotate(mixed + width, cosines, sines, width, turned);
+    keep(turned, width, keys + place * width);
+    keep(mixed + 2 * width, width, values + place * width);
+    rotate(mixed, cosines, sines, width, turned);
+    attend(turned, keys, values, place + 1, width, scores, out);
 }
 
 }  // namespace
@@ -134,13 +124,13 @@ struct GlmLayer {
     long heads;
 };
 
-// keys, values: of this layer, (slots, heads, columns, head_dim). Token i of each array is written to column places[i] of slots[i].
+// keys, values: of this layer, (slots, heads, columns, head_dim), fp32, or fp16 if they are `halves`. Token i of each array is written to column places[i] of slots[i].
 struct GlmStep {
     long tokens, capacity;
     const int64_t *slots, *places;
     const float *cosines, *sines;  // (tokens, head_dim); the sines with the sign of their half
-    float *keys, *values;
-    long threads;
+    void *keys, *values;
+    long halves, threads;
 };
 
 // pair: (tokens, 2 * inner), of which the second half is the gate; out: (tokens, inner).
@@ -156,13 +146,55 @@ void glm_gated(const float* pair, long tokens, long inner, float* out, int threa
     }
 }
 
-static void product(const GlmMatrix& by, const float* states, long tokens, const float* residual, float* out, int threads) {
+static void product(const GlmMatrix& by, const float* states, long tokens, const float* residual, float* out, int threads, bool prompt) {
 #ifdef __AVX512VNNI__
     if (by.kind == 5)
         return glm_multiply8(by.weight, static_cast<const float*>(by.scale), by.row_sums, by.rows, by.columns, states, tokens, by.bias,
                              residual, out, threads);
 #endif
-    glm_multiply(by.kind, by.weight, by.scale, by.groups, by.rows, by.columns, states, tokens, by.bias, residual, out, threads);
+    (prompt ? glm_multiply_prompt : glm_multiply)(by.kind, by.weight, by.scale, by.groups, by.rows, by.columns, states, tokens, by.bias,
+                                                  residual, out, threads);
+}
+
+static void norm(const GlmLayer* layer, bool first, const float* hidden, long tokens, float* states, float* residual, int threads) {
+    const long width = layer->mixed.columns;
+    const float *weight = first ? layer->first_weight : layer->second_weight, *bias = first ? layer->first_bias : layer->second_bias;
+    const float epsilon = static_cast<float>(layer->epsilon), alpha = static_cast<float>(layer->alpha);
+#pragma omp parallel for num_threads(threads) if (tokens > 16)
+    for (long token = 0; token < tokens; ++token)
+        normalise(hidden + token * width, width, weight, bias, epsilon, alpha, states + token * width, residual + token * width);
+}
+
+// A prompt's layer up to its attention. residual: (tokens, width), for glm_behind; query, key, value: (tokens, heads, head_dim).
+void glm_before(const GlmLayer* layer, const float* hidden, long tokens, const float* cosines, const float* sines, float* residual,
+                float* query, float* key, float* value, long threads_) {
+    const int threads = static_cast<int>(threads_);
+    const long heads = layer->heads, own = layer->dense.columns, head = own / heads;
+    Buffer<float> states = buffer<float>(tokens * layer->mixed.columns), mixed = buffer<float>(tokens * 3 * own);
+    norm(layer, true, hidden, tokens, states.get(), residual, threads);
+    product(layer->mixed, states.get(), tokens, nullptr, mixed.get(), threads, true);
+#pragma omp parallel for num_threads(threads) if (tokens > 16)
+    for (long token = 0; token < tokens; ++token)
+        for (long number = 0; number < heads; ++number) {
+            const long at = (token * heads + number) * head;
+            const float* from = mixed.get() + 3 * at;
+            rotate(from, cosines + token * head, sines + token * head, head, query + at);
+            rotate(from + head, cosines + token * head, sines + token * head, head, key + at);
+            std::memcpy(value + at, from + 2 * head, head * sizeof(float));
+        }
+}
+
+// The rest of it. context: (tokens, heads * head_dim); out: (tokens, width).
+void glm_behind(const GlmLayer* layer, const float* context, long tokens, const float* residual, float* out, long threads_) {
+    const int threads = static_cast<int>(threads_);
+    const long width = layer->mixed.columns, inner = layer->down.columns;
+    Buffer<float> states = buffer<float>(tokens * width), middle = buffer<float>(tokens * width), beside = buffer<float>(tokens * width);
+    Buffer<float> pair = buffer<float>(tokens * 2 * inner), gated = buffer<float>(tokens * inner);
+    product(layer->dense, context, tokens, residual, middle.get(), threads, true);
+    norm(layer, false, middle.get(), tokens, states.get(), beside.get(), threads);
+    product(layer->up, states.get(), tokens, nullptr, pair.get(), threads, true);
+    glm_gated(pair.get(), tokens, inner, gated.get(), threads);
+    product(layer->down, gated.get(), tokens, beside.get(), out, threads, true);
 }
 
 // hidden, out: (tokens, width).
@@ -170,40 +202,38 @@ void glm_layer(const GlmLayer* layer, const GlmStep* step, const float* hidden, 
     const long tokens = step->tokens, width = layer->mixed.columns, heads = layer->heads, inner = layer->down.columns;
     const long own = layer->dense.columns, head = own / heads;
     const int threads = static_cast<int>(step->threads);
-    const float alpha = static_cast<float>(layer->alpha), epsilon = static_cast<float>(layer->epsilon);
     Buffer<float> states = buffer<float>(tokens * width), residual = buffer<float>(tokens * width), middle = buffer<float>(tokens * width);
     Buffer<float> mixed = buffer<float>(tokens * 3 * own), context = buffer<float>(tokens * own);
     Buffer<float> pair = buffer<float>(tokens * 2 * inner), gated = buffer<float>(tokens * inner);
-    auto norm = [&](const float* from, const float* weight, const float* bias) {
-        for (long token = 0; token < tokens; ++token)
-            normalise(from + token * width, width, weight, bias, epsilon, alpha, states.get() + token * width, residual.get() + token * width);
-    };
 
-    norm(hidden, layer->first_weight, layer->first_bias);
-    product(layer->mixed, states.get(), tokens, nullptr, mixed.get(), threads);
+    norm(layer, true, hidden, tokens, states.get(), residual.get(), threads);
+    product(layer->mixed, states.get(), tokens, nullptr, mixed.get(), threads, false);
     long longest = 0;
     for (long token = 0; token < tokens; ++token) longest = std::max(longest, static_cast<long>(step->places[token]) + 1);
 #pragma omp parallel num_threads(threads)
     {
-        Buffer<float> scores = buffer<float>(padded(longest, LANES)), query = buffer<float>(head);
+        Buffer<float> scores = buffer<float>(padded(longest, LANES)), turned = buffer<float>(head);
 #pragma omp for schedule(dynamic, 1)
         for (long item = 0; item < tokens * heads; ++item) {
             const long token = item / heads, number = item % heads, place = step->places[token];
             const float* from = mixed.get() + (token * heads + number) * 3 * head;
             const float *cosines = step->cosines + token * head, *sines = step->sines + token * head;
             const long start = (step->slots[token] * heads + number) * step->capacity * head;
-            float *keys = step->keys + start, *values = step->values + start;
-            rotate(from, cosines, sines, head, query.get());
-            rotate(from + head, cosines, sines, head, keys + place * head);
-            std::memcpy(values + place * head, from + 2 * head, head * sizeof(float));
-            attend(query.get(), keys, values, place + 1, head, scores.get(), context.get() + token * own + number * head);
+            float* found = context.get() + token * own + number * head;
+            auto run = [&](auto* keys, auto* values) {
+                attend_at(from, cosines, sines, keys + start, values + start, place, head, scores.get(), turned.get(), found);
+            };
+            if (step->halves)
+                run(static_cast<uint16_t*>(step->keys), static_cast<uint16_t*>(step->values));
+            else
+                run(static_cast<float*>(step->keys), static_cast<float*>(step->values));
         }
     }
-    product(layer->dense, context.get(), tokens, residual.get(), middle.get(), threads);
+    product(layer->dense, context.get(), tokens, residual.get(), middle.get(), threads, false);
 
-    norm(middle.get(), layer->second_weight, layer->second_bias);
-    product(layer->up, states.get(), tokens, nullptr, pair.get(), threads);
+    norm(layer, false, middle.get(), tokens, states.get(), residual.get(), threads);
+    product(layer->up, states.get(), tokens, nullptr, pair.get(), threads, false);
     glm_gated(pair.get(), tokens, inner, gated.get(), threads);
-    product(layer->down, gated.get(), tokens, residual.get(), out, threads);
+    product(layer->down, gated.get(), tokens, residual.get(), out, threads, false);
 }
 }

@@ -24,6 +24,7 @@ from engine.glm.memory import free_memory
 from engine.glm.model import GLM
 from engine.glm.offload import OffloadedGLM
 from engine.glm.size import format_size
+from engine.serving.cache import kept_dtype
 from engine.serving.runner import Runner
 from engine.serving.work import Reading
 
@@ -107,7 +108,8 @@ def peak_memory() -> int:
 def cache_bytes(model: GLM, rows: Sequence[int], prompt: int, steps: int) -> int:
     """The keys and values of the largest Runner that `measure` makes."""
     columns = max(rows) * (prompt + steps + 1)
-    return 2 * columns * len(model.layers) * (model.config.hidden // model.ranks.size) * model.dtype.itemsize
+    number = kept_dtype(model, "auto").itemsize
+    return 2 * columns * len(model.layers) * (model.config.hidden // model.ranks.size) * number
 
 
 def check_memory(needed: int) -> None:

@@ -14,12 +14,25 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from engine.glm.attention import attend
+from engine.glm.cache_precision import cache_precision
+from engine.glm.model import GLM
+from engine.glm.native_attention import Segments, attend_again
 from engine.glm.native_layer import CachedRows
+from engine.glm.precision import DTYPES
 from engine.serving.work import Tree
 
 
+def kept_dtype(model: GLM, kv_cache: str) -> torch.dtype:
+    """kv_cache: of cache_precision.KV_CACHES."""
+    precision = next(name for name, dtype in DTYPES.items() if dtype == model.dtype)
+    return DTYPES[cache_precision(kv_cache, precision, model.config.quantization is not None)]
+
+
 class KeyValueCache:
-    """Memory is zeroed, so that a column never written weighs nothing when it is masked (0 * nan would be nan)."""
+    """Memory is zeroed, so that a column never written weighs nothing when it is masked (0 * nan would be nan).
+
+    dtype: may be shorter than that of the states: what they are rounded to is what every attention sees, a prompt's own too.
+    """
 
     def __init__(
         self, layers: int, slots: int, heads: int, columns: int, head_dim: int, dtype: torch.dtype, device: torch.device
@@ -32,6 +45,10 @@ class KeyValueCache:
     def device(self) -> torch.device:
         return self.keys.device
 
+    def rounded(self, states: Tensor) -> Tensor:
+        """Keys or values as the cache has them, in the type that they come in."""
+        return states if states.dtype == self.keys.dtype else states.to(self.keys.dtype).to(states.dtype)
+
     def write(self, layer: int, slot: int, key: Tensor, value: Tensor) -> None:
         """The first columns of a slot. key, value: (length, heads, head_dim)."""
         length = key.shape[0]
@@ -40,8 +57,8 @@ class KeyValueCache:
 
     def append(self, layer: int, slots: Tensor, columns: Tensor, key: Tensor, value: Tensor) -> None:
         """One column in each of several slots. slots, columns: (rows,); key, value: (rows, heads, head_dim)."""
-        self.keys[layer][slots, :, columns] = key
-        self.values[layer][slots, :, columns] = value
+        self.keys[layer][slots, :, columns] = key.to(self.keys.dtype)
+        self.values[layer][slots, :, columns] = value.to(self.values.dtype)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """The first `length` columns of one slot to another, in all layers."""
@@ -78,9 +95,11 @@ class PromptAttention:
         assert all(segment.slot is None or len(segment.branches) == 1 for segment in segments)
         self._cache, self._segments = cache, segments
         self._visible = [_branch_mask(segment, cache.device) for segment in segments]
+        self._native = Segments([(segment.context, segment.branches, segment.slot) for segment in segments])
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         context = torch.empty_like(query)
+        key, value = self._cache.rounded(key), self._cache.rounded(value)
         start = 0
         for segment, visible in zip(self._segments, self._visible, strict=True):
             middle, end = start + segment.context, start + segment.length
@@ -93,14 +112,19 @@ class PromptAttention:
             start = end
         return context
 
+    def read(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The same for native_layer.py, of (tokens, heads, head_dim)."""
+        return self._native.attend(self._cache.keys[layer], self._cache.values[layer], query, key, value)
+
 
 class StepAttention:
     """Attention of a decode step: tensors (rows, 1, heads, head_dim); row i is the token in column columns[i] of slots[i].
 
     Slots must ascend. Every row sees the columns of its slot up to its own. Slots that lie side by side are computed
     together on a view of the cache, masked to each row's length: nothing is gathered or copied. together: False computes each
-    row by itself, over its own length, so that its sums are in the same order whatever runs beside it. whole: whether layers may
-    compute themselves in one call (native_layer.py).
+    row by itself, over its own length, so that its sums are in the same order whatever runs beside it. whole: whether layers
+    may compute themselves in one call (native_layer.py); if not, these are prompts' last tokens, to be computed as when they
+    were read.
     """
 
     def __init__(
@@ -116,6 +140,7 @@ class StepAttention:
         self._slots = torch.tensor(slots, dtype=torch.long, device=cache.device)
         self._columns = torch.tensor(columns, dtype=torch.long, device=cache.device)
         self.rows = CachedRows(cache.keys, cache.values, self._slots, self._columns) if whole else None
+        self.read = None if whole else self._read
         self._runs: list[tuple[slice, slice, int, Tensor | None]] = []
         first = 0
         for row in range(1, len(slots) + 1):
@@ -136,11 +161,18 @@ class StepAttention:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         found = [
             F.scaled_dot_product_attention(
-                query[rows].transpose(1, 2), keys[slots, :, :longest], values[slots, :, :longest], attn_mask=visible
+                query[rows].transpose(1, 2),
+                keys[slots, :, :longest].to(query.dtype),
+                values[slots, :, :longest].to(query.dtype),
+                attn_mask=visible,
             )
             for rows, slots, longest, visible in self._runs
         ]
         return (found[0] if len(found) == 1 else torch.cat(found)).transpose(1, 2)
+
+    def _read(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        return attend_again(keys, values, self._slots, self._columns, query, key, value)
 
 
 class TreeAttention:
@@ -164,7 +196,7 @@ class TreeAttention:
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         self._cache.append(layer, self._slots, self._columns, key[:, 0], value[:, 0])
-        keys, values = (self._written(part[layer]) for part in (self._cache.keys, self._cache.values))
+        keys, values = (self._written(part[layer]).to(query.dtype) for part in (self._cache.keys, self._cache.values))
         together = query.transpose(0, 1).transpose(1, 2)  # (1, heads, beams, head_dim)
         context = F.scaled_dot_product_attention(together, keys[None], values[None], attn_mask=self._visible)
         return context.transpose(1, 2).transpose(0, 1)

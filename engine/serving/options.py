@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from engine.errors import GLMError
+from engine.glm.cache_precision import KV_CACHES
 from engine.glm.config import W8A8, Config, base_folder, check_split, resolve_model, weights_size
 from engine.serving.protocol import OFFLOADS, PRECISIONS, Options
 
@@ -28,6 +29,8 @@ def plan_replicas(
     prefill_tokens: int,
     gap_seconds: float,
     batch_invariant: bool,
+    kv_cache: str,
+    eager: bool,
 ) -> list[Options]:
     """The options of each replica's rank 0; for the arguments see pool.Pool.
 
@@ -46,6 +49,7 @@ def plan_replicas(
         ("precision", precision, PRECISIONS),
         ("offload", offload, OFFLOADS),
         ("device", device, DEVICES),
+        ("kv_cache", kv_cache, KV_CACHES),
     ):
         if choice not in known:
             raise GLMError("bad_request", f"{name} must be one of {', '.join(known)}.", field=name)
@@ -81,6 +85,8 @@ def plan_replicas(
             offload=offload,
             weights_budget=weights_budget,
             batch_invariant=batch_invariant,
+            kv_cache=kv_cache,
+            eager=eager,
         )
         for index in range(replicas)
     ]

@@ -52,8 +52,9 @@ class Pool:
     quantize: make plain weights so while they are loaded, of config.SERVED_QUANTIZATIONS; offload: where the layers wait that
     don't fit into weights_budget (bytes of one rank): "none", "host" or "disk". device: "auto" (accelerators if there are
     any, one a rank) or "cpu". prefill_tokens: prompts are read together up to so many tokens; gap_seconds: that running
-    requests wait for a token meanwhile (0: as long as it takes). batch_invariant: see runner.Runner. start_timeout: seconds until
-    the first replica must be ready (None: by the size of the weights).
+    requests wait for a token meanwhile (0: as long as it takes). batch_invariant: see runner.Runner. kv_cache: "auto", "full" or
+    "fp16", see cache_precision.py. eager: no graphs.py on accelerators. start_timeout: seconds until the first replica must be
+    ready (None: by the size of the weights).
 
     Errors: bad_request for a value that can't be; model_not_found, bad_model, unsupported if the model can't be served so.
     """
@@ -75,6 +76,8 @@ class Pool:
         prefill_tokens: int = 512,
         gap_seconds: float = 0.1,
         batch_invariant: bool = False,
+        kv_cache: str = "auto",
+        eager: bool = False,
         start_timeout: float | None = None,
     ) -> None:
         if queue < 1:
@@ -93,6 +96,8 @@ class Pool:
             prefill_tokens=prefill_tokens,
             gap_seconds=gap_seconds,
             batch_invariant=batch_invariant,
+            kv_cache=kv_cache,
+            eager=eager,
         )
         self._versions = Versions(model, plan, self, start_timeout)
         self._slots, self._queue_limit = slots, queue

@@ -90,6 +90,8 @@ class Options:
     offload: str = "none"  # where layers beyond weights_budget wait: "none" (all are loaded), "host", "disk"
     weights_budget: int | None = None  # bytes of one rank's weights that may be loaded at a time
     batch_invariant: bool = False  # the same numbers for a request, to the bit, whatever runs beside it
+    kv_cache: str = "auto"  # of cache_precision.KV_CACHES
+    eager: bool = False  # on accelerators, too, steps run operation by operation, see graphs.py
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,9 +14,19 @@ import torch
 from torch import Tensor
 
 from engine.glm.model import GLM, Attention, Rotary
+from engine.glm.offload import OffloadedGLM
 from engine.glm.prepacked import keeps_rows_apart
 from engine.serving.beam import Candidate
-from engine.serving.cache import KeyValueCache, MixedAttention, PromptAttention, Segment, StepAttention, TreeAttention
+from engine.serving.cache import (
+    KeyValueCache,
+    MixedAttention,
+    PromptAttention,
+    Segment,
+    StepAttention,
+    TreeAttention,
+    kept_dtype,
+)
+from engine.serving.graphs import DecodeGraphs
 from engine.serving.job import Ask, Choice, Job
 from engine.serving.sampling import Sampler
 from engine.serving.scheduler import Outcome, Plan
@@ -38,11 +48,13 @@ class Part:
 
 @dataclass(slots=True)
 class Pass:
-    """A forward pass between layers. order: where each row of logits is among those of the parts, one behind the other."""
+    """A forward pass between layers. order: where each row of logits is among those of the parts, one behind the other.
+    found: the logits of a pass that was done at once."""
 
     parts: list[Part]
     layer: int = 0
     order: Tensor | None = None
+    found: Tensor | None = None
 
 
 class Runner:
@@ -50,6 +62,8 @@ class Runner:
 
     batch_invariant: a sequence's numbers are the same, to the bit, whatever runs beside it. Each prompt is then read by itself; so
     is each token of a step, unless the model's matrices are of a form that keeps rows apart (prepacked.py).
+    kv_cache: in what precision keys and values are kept (cache_precision.py).
+    graphs: steps without trees are replayed (graphs.py), where the model allows it; None: on accelerators they are.
     """
 
     def __init__(
@@ -60,6 +74,8 @@ class Runner:
         announce: Callable[[Work], None] | None = None,
         *,
         batch_invariant: bool = False,
+        kv_cache: str = "auto",
+        graphs: bool | None = None,
     ) -> None:
         self._model, self._announce, self.batch_invariant = model, announce, batch_invariant
         self._one_by_one = batch_invariant and not keeps_rows_apart(model)
@@ -68,10 +84,22 @@ class Runner:
         self._clears: list[int] = []  # of the cache, with the next work
         self._copies: list[tuple[int, int, int]] = []
         self._reading: Pass | None = None  # prompts that are read through some of the layers
+        replayed = model.device.type != "cpu" if graphs is None else graphs
+        # Rows that fill a step up are rows beside others; and graphs read each layer where it was when they were captured.
+        replayed &= not (batch_invariant or self._whole_layers or isinstance(model, OffloadedGLM))
         first = model.layers[0].attention
+        # Of the column more, trees make a place as of any other. They may: while there is one, no step is replayed, and what
+        # replayed steps have left there is written over before it is read.
         self.cache = KeyValueCache(
-            len(model.layers), slots, first.heads, columns, first.head_dim, model.dtype, model.device
+            len(model.layers),
+            slots,
+            first.heads,
+            columns + replayed,
+            first.head_dim,
+            kept_dtype(model, kv_cache),
+            model.device,
         )
+        self.graphs = DecodeGraphs(model, self.cache) if replayed else None
 
     @torch.inference_mode()
     def read(self, readings: Sequence[Reading]) -> Pass:
@@ -114,8 +142,11 @@ class Runner:
         """Begin a decode step: token i goes to columns[i] of slots[i] (ascending), read at positions[i]; then the trees'.
 
         again: rows whose token ends a prompt that is in its slot already: it is computed to the bit as when the prompt was read.
-        Logits: (rows, vocabulary), the trees' behind the others.
+        Logits: (rows, vocabulary), the trees' behind the others. A step that is replayed is done when this returns.
         """
+        if self.graphs is not None and not trees:
+            found = self.graphs.step(slots, tokens, columns, positions)
+            return Pass([], len(self._model.layers), found=found)
         rows: list[_Token] = list(zip(slots, tokens, columns, positions, strict=True))
         if self._one_by_one:
             single = [self._step_together([row], ()) for row in rows]
@@ -164,6 +195,8 @@ class Runner:
     def logits(self, state: Pass) -> Tensor:
         """(rows, vocabulary) of a pass whose layers are done."""
         assert state.layer == len(self._model.layers)
+        if state.found is not None:
+            return state.found
         found = []
         for part in state.parts:
             hidden = part.hidden.flatten(0, 1)

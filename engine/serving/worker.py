@@ -79,7 +79,10 @@ def load(options: Options, announce: Callable[[Work], None]) -> Engine:
     limits = Limits(
         model=config.name,
         weights_hash=weights_hash(folder),
-        precision=options.precision + quantization + (", batch-invariant" if options.batch_invariant else ""),
+        precision=options.precision
+        + quantization
+        + (", fp16 cache" if runner.cache.keys.dtype != model.dtype else "")
+        + (", batch-invariant" if options.batch_invariant else ""),
         device=model.device.type,
         version=f"torch {torch.__version__}",
         positions=config.positions,
@@ -122,7 +125,15 @@ def load_runner(options: Options, announce: Callable[[Work], None] | None = None
             prepack(model)
         else:
             model = offload.load(folder, **how, place=options.offload, budget=budget)
-        runner = Runner(model, options.slots, model.config.positions, announce, batch_invariant=options.batch_invariant)
+        runner = Runner(
+            model,
+            options.slots,
+            model.config.positions,
+            announce,
+            batch_invariant=options.batch_invariant,
+            kv_cache=options.kv_cache,
+            graphs=False if options.eager else None,
+        )
         return runner, model
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise GLMError("overloaded", f"There is not enough memory for {folder} on {device}.", field="model") from error
@@ -154,6 +165,7 @@ def check_memory(options: Options, device: torch.device) -> int | None:
         options.weights_budget,
         options.slots,
         config.positions,
+        options.kv_cache,
     )
     found = require(config, machine, wish)
     return options.weights_budget if options.weights_budget is not None else found.weights_budget
