@@ -106,7 +106,8 @@ class Settings(BaseSettings):
         0.1,
         ge=0,
         le=3600,
-        description="how long running answers may wait for a token while a new prompt is read; 0: no limit",
+        description="how long running answers may wait for a token while a new prompt is read, or two steps of theirs; "
+        "0: no limit",
     )
     batch_invariant: bool = Field(
         False, description="the same numbers for a request, to the bit, whatever runs beside it; slower"

@@ -1,4 +1,4 @@
-"""Attention of prompts by attention.cpp, for caches on CPUs in fp32 or fp16. Tensors are (tokens, heads, head_dim) fp32, contiguous.
+"""Attention of prompts by attention.cpp, for caches on CPUs in fp32 or fp16. Tensors: (tokens, heads, head_dim), fp32, contiguous.
 
 segments = Segments([(context, branches, slot), ...])
 segments.attend(cache.keys[layer], cache.values[layer], query, key, value)
@@ -30,8 +30,8 @@ class _Segment(ctypes.Structure):
 
 
 class Segments:
-    """Prompts of a packed pass, one after the other: tokens that see each other, the lengths of the branches behind them, each causal,
-    and the slot that keeps keys and values, or None."""
+    """Prompts of a packed pass, one after the other: tokens that see each other, the lengths of the branches behind them, each
+    causal, and the slot that keeps keys and values, or None."""
 
     def __init__(self, segments: Sequence[tuple[int, tuple[int, ...], int | None]]) -> None:
         self._lengths = [(ctypes.c_int64 * len(branches))(*branches) for _, branches, _ in segments]

@@ -5,8 +5,8 @@ it, scales are rounded to bf16, an error of up to 2^-8 of all weights that a sca
 sums are in fp32 and rounded to bf16 once. Each row of activations is computed by itself: its result is the same, to the bit, in
 any batch. Eight bits need one scale a row.
 
-fp32 activations have products of our own where they can be built (native.py): they read the same bytes, and compute what the exact
-product does.
+fp32 activations have products of our own where they can be built (native.py), and all types on GPUs (triton_products.py). They
+read the same bytes, and compute what the exact product does.
 
 Four bits are stored otherwise for torch's kernel, in place, so that they are never there twice: the layout depends on torch and
 on the CPU. Scales become (columns / group, rows, 2) bf16, each with a zero beside it; where a scale covers more columns than
@@ -14,6 +14,8 @@ the kernel's groups do, it is repeated.
 """
 
 from __future__ import annotations
+
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor, nn
@@ -57,8 +59,18 @@ def _native_affine(linear: QuantizedLinear, states: Tensor, residual: Tensor | N
 native_product.affine = _native_affine
 
 
+def has_triton(device: torch.device) -> bool:
+    """Whether there is such a device, of a kind that Triton serves, and Triton: torch for GPUs brings it."""
+    return device.type in ("cuda", "xpu") and torch.accelerator.is_available() and find_spec("triton") is not None
+
+
 def best_product(linear: QuantizedLinear, dtype: torch.dtype, device: torch.device) -> Product:
     """torch's kernels read beyond the end of other shapes, or refuse them."""
+    if has_triton(device):
+        from engine.glm import triton_products
+
+        if triton_products.can_multiply(linear, dtype, device):
+            return triton_products.triton_product
     if dtype == torch.float32 and native.can_multiply(linear.bits, linear.columns, linear.groups):
         return native_product if native.has_products(device) else exact_product
     if dtype != torch.bfloat16 or device.type != "cpu" or linear.rows % 16 or linear.columns % 32:

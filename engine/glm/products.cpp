@@ -5,8 +5,8 @@
 // of 4 bits the even ones of 32, then the odd ones), and the lanes are added in one order at the end, however many rows there
 // are. Sums are fp32; of 8-bit numbers on both sides they are whole numbers, and exact.
 //
-// Four rows of the matrix are multiplied with up to six activations at a time, all in registers. For more activations the rows are
-// written out as fp32 first, into a buffer that the caches hold. A decode step is bound by reading the matrix, a prompt by the
+// Four rows of the matrix are multiplied with up to six activations at a time, all in registers. For more than DIRECT activations the
+// rows are written out as fp32 first, into a buffer that the caches hold. A decode step is bound by reading the matrix, a prompt by the
 // multiplications.
 #include <immintrin.h>
 #include <omp.h>
@@ -79,12 +79,14 @@ inline void turn(__m512i* rows) {
 }
 
 // ---- Matrices. `load` gives PARTS vectors: 16 * PARTS numbers of a row from a column on, zeros behind the last one. A scale covers
-// columns / groups columns, a multiple of 16 * PARTS where there are several groups.
+// columns / groups columns, a multiple of 16 * PARTS where there are several groups. DIRECT: activations up to which the matrix itself
+// is multiplied, some at a time; fp32 is there again in the first cache, what must be made of other numbers is made once.
 
 struct Unscaled {};
 
 struct Fp32 {
     static constexpr int PARTS = 1;
+    static constexpr long DIRECT = 24;
     using Scale = Unscaled;
     const float* weight;
     long columns, groups;
@@ -99,6 +101,7 @@ struct Fp32 {
 
 struct Short {
     static constexpr int PARTS = 1;
+    static constexpr long DIRECT = 12;
     using Scale = Unscaled;
     const uint16_t* weight;
     long columns, groups;
@@ -127,6 +130,7 @@ struct Bf16 : Short {
 
 struct Int8 {
     static constexpr int PARTS = 1;
+    static constexpr long DIRECT = 12;
 #ifdef __AVX512FP16__
     using Scale = __m256h;
 #else
@@ -160,6 +164,7 @@ struct Int8 {
 // what the 16 numbers stand for.
 struct Int4 {
     static constexpr int PARTS = 2;
+    static constexpr long DIRECT = 12;
     using Scale = __m512;
     const uint8_t* weight;
     const uint16_t* scale;  // fp16 (rows, groups)
@@ -207,7 +212,7 @@ struct Target {
 
 // From the matrix itself. states: rows of `stride` numbers, the parts arranged.
 template <typename Matrix, int M>
-__attribute__((noinline)) void tile(const Matrix& matrix, long row, const float* states, long stride, const Target& target) {
+__attribute__((noinline)) void tile(const Matrix& matrix, long row, const float* states, long stride, long token, const Target& target) {
     constexpr int PARTS = Matrix::PARTS;
     constexpr long STEP = LANES * PARTS;
     __m512 sums[M][ROWS];
@@ -234,7 +239,7 @@ __attribute__((noinline)) void tile(const Matrix& matrix, long row, const float*
         for (; k + STEP <= end; k += STEP) add(std::true_type{}, k, scales);
         if (k < end) add(std::false_type{}, k, scales);
     }
-    UNROLL for (int m = 0; m < M; ++m) target.put(m, row, added(sums[m][0], sums[m][1], sums[m][2], sums[m][3]));
+    UNROLL for (int m = 0; m < M; ++m) target.put(token + m, row, added(sums[m][0], sums[m][1], sums[m][2], sums[m][3]));
 }
 
 // Up to ROWS rows as fp32: for every 16 columns a vector of each row.
@@ -316,7 +321,7 @@ template <typename Matrix>
 void multiply(const Matrix& matrix, const float* states, long tokens, const Target& target, int threads) {
     constexpr int PARTS = Matrix::PARTS;
     const long columns = matrix.columns, width = padded(columns, LANES * PARTS);
-    const bool few = tokens <= TOKENS;
+    const bool few = tokens <= Matrix::DIRECT;
     const bool as_it_is = few && PARTS == 1 && width == columns;
     Buffer<float> arranged;
     if (!as_it_is) arranged = buffer<float>(tokens * width);
@@ -336,11 +341,11 @@ void multiply(const Matrix& matrix, const float* states, long tokens, const Targ
         }
         const long begin = blocks * number / count, end = blocks * (number + 1) / count;
         const long whole = target.rows / ROWS;  // blocks with all of their rows
-        if (few)
-            with_count(tokens, [&](auto count) {
-                for (long block = begin; block < std::min(end, whole); ++block)
-                    tile<Matrix, decltype(count)::value>(matrix, block * ROWS, from, width, target);
-            });
+        for (long block = begin; few && block < std::min(end, whole); ++block)
+            for (long token = 0; token < tokens; token += TOKENS)
+                with_count(std::min(TOKENS, tokens - token), [&](auto count) {
+                    tile<Matrix, decltype(count)::value>(matrix, block * ROWS, from + token * width, width, token, target);
+                });
         Buffer<float> written = buffer<float>(ROWS * width);
         for (long start = 0; start < tokens; start += chunk) {
             const long stop = std::min(tokens, start + chunk);

@@ -1,10 +1,12 @@
-// Products of a prompt's tokens with a matrix of whole numbers by the processor's matrix unit (AMX), where it has one.
+// Products of a prompt's tokens, many rows of activations, with a matrix that is read as it is stored.
 //
-// The unit multiplies bf16 and sums fp32. A weight that whole numbers and an fp16 scale stand for is the sum of two bf16 numbers; of an
-// activation two hold 16 bits. Of the four products of their parts three are summed, so a product's error is 2^-17 of it: a hundredth of what
-// the rounding of the weights has done. It takes three times the unit's work, which is quicker than AVX-512's fp32 yet. (Plain fp32
-// would need six, of three parts each. That was no faster, for the unit is slowed down when it is busy for long.) Numbers are split on
-// the way: the matrix is there once, as it is stored.
+// With AVX-512 some rows of the matrix are turned, so that a vector holds a column of 16 of them, and stay in a core's first cache while
+// 12 tokens at a time are multiplied with them. What comes next of the matrix is asked for meanwhile.
+//
+// With the matrix unit (AMX), whole numbers. It multiplies bf16 and sums fp32. A weight that a whole number and an fp16 scale stand for is
+// the sum of two bf16 numbers; of an activation two hold 16 bits. Of the four products of their parts three are summed, so a product's
+// error is 2^-17 of it: a hundredth of what the rounding of the weights has done. (Plain fp32 would need six products, of three parts
+// each. That was no faster than AVX-512, for the unit is slowed down when it is busy for long.)
 //
 // Each element is summed over the columns in one order, whatever rows are beside it; but not in that of products.cpp. What is read as
 // a prompt must therefore always be read by these products, however short it is.
@@ -12,12 +14,10 @@
 
 namespace {
 
-constexpr long LINES_OF = 12;          // rows of the matrix at a time,
-constexpr long TOGETHER = 2;           // times vectors of tokens: 24 sums
-constexpr long SIDE = TOGETHER * LANES;
-constexpr long DEEP = 512;             // columns at a time, so that a core's first cache holds the rows
-constexpr long APART = DEEP + LANES;   // of the rows there: a power of two would let them push each other out
-constexpr long PANEL = 3 << 19;        // bytes of turned activations at a time, so that its second one holds them
+constexpr long BLOCK = 2 * LANES;    // rows of the matrix at a time, in two vectors,
+constexpr long MOST = 12;             // times tokens: 24 sums
+constexpr long DEEP = 256;            // columns at a time, so that a core's first cache holds the rows
+constexpr long ACTIVE = 3 << 19;      // bytes of activations at a time, so that its second one holds them
 
 // 32 numbers: the even ones, then the odd ones.
 inline void by_parts(__m512& a, __m512& b) {
@@ -44,106 +44,106 @@ void write_row(const Matrix& matrix, long row, long begin, long end, float* out)
     }
 }
 
-// Tokens turned: for every column a number of each of SIDE tokens; zeros for those that aren't there.
-void turn_tokens(const float* states, long columns, long width, long tokens, int parts, float* out) {
-    for (long k = 0; k < width; k += LANES * parts)
-        for (long side = 0; side < SIDE; side += LANES) {
-            __m512i some[2][LANES];
-            for (long n = 0; n < LANES; ++n) {
-                __m512 a = _mm512_setzero_ps(), b = a;
-                if (side + n < tokens) {
-                    const float* at = states + (side + n) * columns + k;
-                    a = _mm512_maskz_loadu_ps(first(columns - k), at);
-                    if (parts == 2 && columns - k > LANES) b = _mm512_maskz_loadu_ps(first(columns - k - LANES), at + LANES);
-                }
-                if (parts == 2) by_parts(a, b);
-                some[0][n] = _mm512_castps_si512(a), some[1][n] = _mm512_castps_si512(b);
+// BLOCK rows turned: for every column begin .. end a number of each. Those that aren't there are zeros. beside: room for LANES rows.
+template <typename Matrix>
+void turn_rows(const Matrix& matrix, long row, long rows, long begin, long end, float* beside, float* out) {
+    for (long half = 0; half < BLOCK; half += LANES) {
+        const long here = std::min(LANES, rows - row - half);
+        if constexpr (!std::is_same_v<Matrix, Fp32>)
+            for (long n = 0; n < here; ++n) write_row(matrix, row + half + n, begin, end, beside + n * DEEP);
+        for (long k = begin; k < begin + padded(end - begin, LANES * Matrix::PARTS); k += LANES) {
+            __m512i some[LANES];
+            UNROLL for (int n = 0; n < LANES; ++n) {
+                some[n] = _mm512_setzero_si512();
+                if (n >= here) continue;
+                if constexpr (std::is_same_v<Matrix, Fp32>)
+                    some[n] = _mm512_castps_si512(_mm512_maskz_loadu_ps(first(end - k), matrix.weight + (row + half + n) * matrix.columns + k));
+                else
+                    some[n] = _mm512_load_si512(beside + n * DEEP + k - begin);
             }
-            for (int part = 0; part < parts; ++part) {
-                turn(some[part]);
-                for (long n = 0; n < LANES; ++n) _mm512_store_si512(out + (k + part * LANES + n) * SIDE + side, some[part][n]);
-            }
+            turn(some);
+            UNROLL for (int n = 0; n < LANES; ++n) _mm512_store_si512(out + (k - begin + n) * BLOCK + half, some[n]);
         }
+    }
 }
 
-// LINES_OF rows times SIDE tokens over `count` columns, a multiple of 16, added to `found` (LINES_OF, SIDE) unless it `begins`. ahead:
-// called for every 16 columns.
-template <typename Ahead>
-__attribute__((noinline)) void tile_turned(const float* rows, const float* panel, long count, bool begins, float* found, Ahead ahead) {
-    __m512 sums[LINES_OF][TOGETHER];
-    UNROLL for (int r = 0; r < LINES_OF; ++r)
-        UNROLL for (int n = 0; n < TOGETHER; ++n) sums[r][n] = _mm512_setzero_ps();
+// What is read next, asked for while something else is computed: `bytes` for every 16 columns of each of BLOCK rows.
+struct Ahead {
+    const char* rows[BLOCK];
+    long bytes;
+};
+
+// M tokens times BLOCK turned rows over `count` columns, a multiple of 16, added to `found` (M, BLOCK) unless it `begins`.
+template <int M>
+__attribute__((noinline)) void tile_rows(const float* states, long stride, const float* rows, long count, bool begins, const Ahead* ahead,
+                                         float* found) {
+    __m512 sums[M][2];
+    UNROLL for (int m = 0; m < M; ++m) sums[m][0] = sums[m][1] = _mm512_setzero_ps();
     for (long step = 0; step < count; step += LANES) {
-        ahead(step);
+        if (ahead)
+            for (long n = 0; n < BLOCK; ++n) _mm_prefetch(ahead->rows[n] + step / LANES * ahead->bytes, _MM_HINT_T1);
         for (long k = step; k < step + LANES; ++k) {
-            __m512 some[TOGETHER];
-            UNROLL for (int n = 0; n < TOGETHER; ++n) some[n] = _mm512_load_ps(panel + k * SIDE + n * LANES);
-            UNROLL for (int r = 0; r < LINES_OF; ++r) {
-                const __m512 one = _mm512_set1_ps(rows[r * APART + k]);
-                UNROLL for (int n = 0; n < TOGETHER; ++n) sums[r][n] = _mm512_fmadd_ps(one, some[n], sums[r][n]);
+            const __m512 low = _mm512_load_ps(rows + k * BLOCK), high = _mm512_load_ps(rows + k * BLOCK + LANES);
+            UNROLL for (int m = 0; m < M; ++m) {
+                const __m512 one = _mm512_set1_ps(states[m * stride + k]);
+                sums[m][0] = _mm512_fmadd_ps(one, low, sums[m][0]);
+                sums[m][1] = _mm512_fmadd_ps(one, high, sums[m][1]);
             }
         }
     }
-    UNROLL for (int r = 0; r < LINES_OF; ++r)
-        UNROLL for (int n = 0; n < TOGETHER; ++n) {
-            float* to = found + r * SIDE + n * LANES;
-            _mm512_store_ps(to, begins ? sums[r][n] : _mm512_add_ps(sums[r][n], _mm512_load_ps(to)));
+    UNROLL for (int m = 0; m < M; ++m)
+        UNROLL for (int n = 0; n < 2; ++n) {
+            float* to = found + m * BLOCK + n * LANES;
+            _mm512_store_ps(to, begins ? sums[m][n] : _mm512_add_ps(sums[m][n], _mm512_load_ps(to)));
         }
 }
 
-// Up to `lines` rows of 16 tokens, `apart` from row to row, to where they go.
-void put_turned(const float* found, long apart, long lines, long token, long tokens, long row, const Target& target) {
-    const __mmask16 mask = first(std::min(lines, target.rows - row));
-    __m512i some[LANES];
-    UNROLL for (int n = 0; n < LANES; ++n) some[n] = n < lines ? _mm512_load_si512(found + n * apart) : _mm512_setzero_si512();
-    turn(some);
-    const __m512 bias = target.bias ? _mm512_maskz_loadu_ps(mask, target.bias + row) : _mm512_setzero_ps();
-    UNROLL for (int n = 0; n < LANES; ++n) {
-        if (n >= tokens) break;
-        const long place = (token + n) * target.rows + row;
-        __m512 value = _mm512_add_ps(_mm512_castsi512_ps(some[n]), bias);
-        if (target.residual) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, target.residual + place));
-        _mm512_mask_storeu_ps(target.out + place, mask, value);
-    }
+template <int M = 1, typename... Arguments>
+void tile_rows_of(long tokens, Arguments... arguments) {
+    if (tokens == M) return tile_rows<M>(arguments...);
+    if constexpr (M < MOST) tile_rows_of<M + 1>(tokens, arguments...);
+}
+
+// LANES rows of a token's results to where they go.
+inline void put_rows(__m512 value, long token, long row, const Target& target) {
+    const __mmask16 mask = first(target.rows - row);
+    const long place = token * target.rows + row;
+    if (target.bias) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, target.bias + row));
+    if (target.residual) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, target.residual + place));
+    _mm512_mask_storeu_ps(target.out + place, mask, value);
 }
 
 template <typename Matrix>
-void multiply_turned(const Matrix& matrix, const float* states, long tokens, const Target& target, int threads) {
-    const long columns = matrix.columns, width = padded(columns, LANES * Matrix::PARTS), rows = target.rows;
-    const long at_once = std::max(SIDE, PANEL / (4 * width) / SIDE * SIDE);
-    const long groups = (tokens + SIDE - 1) / SIDE, blocks = (rows + LINES_OF - 1) / LINES_OF;
-    Buffer<float> panels = buffer<float>(groups * width * SIDE);
+void multiply_many(const Matrix& matrix, const float* states, long tokens, const Target& target, int threads) {
+    constexpr long STEP = LANES * Matrix::PARTS;
+    const long columns = matrix.columns, width = padded(columns, STEP), rows = target.rows;
+    const long stride = width + LANES;  // of a token: a power of two would let them push each other out of the first cache
+    const long at_once = std::max(MOST, ACTIVE / (4 * stride) / MOST * MOST), blocks = (rows + BLOCK - 1) / BLOCK;
+    Buffer<float> arranged = buffer<float>(tokens * stride);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for schedule(static)
-        for (long group = 0; group < groups; ++group)
-            turn_tokens(states + group * SIDE * columns, columns, width, tokens - group * SIDE, Matrix::PARTS, panels.get() + group * width * SIDE);
-        Buffer<float> written = buffer<float>(LINES_OF * APART), found = buffer<float>(at_once * LINES_OF);
-        std::fill(written.get(), written.get() + LINES_OF * APART, 0.0f);
+        for (long token = 0; token < tokens; ++token)
+            arrange(states + token * columns, columns, width, Matrix::PARTS, LANES, arranged.get() + token * stride);
+        Buffer<float> beside = buffer<float>(LANES * DEEP), turned = buffer<float>(DEEP * BLOCK), found = buffer<float>(at_once * BLOCK);
+        std::fill(beside.get(), beside.get() + LANES * DEEP, 0.0f);
         for (long start = 0; start < tokens; start += at_once)
-#pragma omp for schedule(dynamic, 4) nowait
+#pragma omp for schedule(dynamic, 2) nowait
             for (long block = 0; block < blocks; ++block) {
-                const long row = block * LINES_OF, here = std::min(LINES_OF, rows - row), stop = std::min(tokens, start + at_once);
+                const long row = block * BLOCK, stop = std::min(tokens, start + at_once);
                 for (long k = 0; k < columns; k += DEEP) {
-                    const long end = std::min(columns, k + DEEP), wide = padded(end - k, LANES * Matrix::PARTS);
-                    for (long n = 0; n < here; ++n) write_row(matrix, row + n, k, end, written.get() + n * APART);
-                    // What is read next: these rows' next columns, or the first ones of the next rows.
-                    const char* next[LINES_OF];
-                    for (long n = 0; n < LINES_OF; ++n) next[n] = end < columns ? matrix.address(row + n, end) : matrix.address(row + LINES_OF + n, 0);
-                    const long bytes = matrix.address(0, LANES) - matrix.address(0, 0);
-                    for (long token = start; token < stop; token += SIDE) {
-                        const float* panel = panels.get() + token / SIDE * width * SIDE + k * SIDE;
-                        float* to = found.get() + (token - start) / SIDE * LINES_OF * SIDE;
-                        if (token == start)
-                            tile_turned(written.get(), panel, wide, k == 0, to, [&](long step) {
-                                UNROLL for (int n = 0; n < LINES_OF; ++n) _mm_prefetch(next[n] + step / LANES * bytes, _MM_HINT_T1);
-                            });
-                        else
-                            tile_turned(written.get(), panel, wide, k == 0, to, [](long) {});
-                    }
+                    const long end = std::min(columns, k + DEEP), wide = padded(end - k, STEP);
+                    turn_rows(matrix, row, rows, k, end, beside.get(), turned.get());
+                    Ahead ahead{{}, matrix.address(0, LANES) - matrix.address(0, 0)};
+                    for (long n = 0; n < BLOCK; ++n)
+                        ahead.rows[n] = end < columns ? matrix.address(row + n, end) : matrix.address(row + BLOCK + n, 0);
+                    for (long token = start; token < stop; token += MOST)
+                        tile_rows_of(std::min(MOST, stop - token), arranged.get() + token * stride + k, stride, turned.get(), wide, k == 0,
+                                     token == start ? &ahead : nullptr, found.get() + (token - start) * BLOCK);
                 }
-                for (long token = start; token < stop; token += LANES)
-                    put_turned(found.get() + (token - start) / SIDE * LINES_OF * SIDE + (token - start) % SIDE, SIDE, LINES_OF, token, stop - token, row, target);
+                for (long token = start; token < stop; ++token)
+                    for (long half = 0; half < BLOCK && row + half < rows; half += LANES)
+                        put_rows(_mm512_load_ps(found.get() + (token - start) * BLOCK + half), token, row + half, target);
             }
     }
 }
@@ -210,7 +210,8 @@ void split_rows(const float* written, long width, long stride, uint16_t* out) {
 
 // Two tiles of rows times one or two of tokens over some columns, added to `found`, (2, 2) tiles of fp32, unless it `begins` there.
 template <bool TWO>
-__attribute__((noinline)) void tile_split(const uint16_t* rows, long apart, const uint16_t* tokens, long between, long chunks, bool begins, float* found) {
+__attribute__((noinline)) void tile_split(const uint16_t* rows, long apart, const uint16_t* tokens, long between, long chunks, bool begins,
+                                          float* found) {
     if (begins) {
         _tile_zero(0);
         _tile_zero(1);
@@ -257,8 +258,16 @@ __attribute__((noinline)) void tile_split(const uint16_t* rows, long apart, cons
     }
 }
 
+// A tile of fp32 (16 rows of the matrix, 16 tokens) to where it goes.
+void put_tile(const float* found, long token, long tokens, long row, const Target& target) {
+    __m512i some[EDGE];
+    UNROLL for (int n = 0; n < EDGE; ++n) some[n] = _mm512_load_si512(found + n * EDGE);
+    turn(some);
+    for (long n = 0; n < std::min(EDGE, tokens); ++n) put_rows(_mm512_castsi512_ps(some[n]), token + n, row, target);
+}
+
 template <typename Matrix>
-void multiply_split(const Matrix& matrix, const float* states, long tokens, const Target& target, int threads) {
+void multiply_by_unit(const Matrix& matrix, const float* states, long tokens, const Target& target, int threads) {
     const long columns = matrix.columns, width = padded(columns, DEPTH), chunks = width / DEPTH, rows = target.rows;
     const long strip = chunks * PARTS * TILE;  // numbers of 16 tokens or 16 rows
     const long at_once = std::max(2 * EDGE, SPLIT_STATES / (4 * strip) * (2 * EDGE));
@@ -270,7 +279,8 @@ void multiply_split(const Matrix& matrix, const float* states, long tokens, cons
         const long number = omp_get_thread_num(), count = omp_get_num_threads();
 #pragma omp for schedule(static)
         for (long group = 0; group < groups; ++group)
-            split_tokens(states + group * EDGE * columns, columns, std::min(EDGE, tokens - group * EDGE), Matrix::PARTS, split_states.get() + group * strip);
+            split_tokens(states + group * EDGE * columns, columns, std::min(EDGE, tokens - group * EDGE), Matrix::PARTS,
+                         split_states.get() + group * strip);
         Buffer<float> written = buffer<float>(ROWS * width), found = buffer<float>(at_once / EDGE * 2 * EDGE * EDGE);
         Buffer<uint16_t> split_block = buffer<uint16_t>(2 * strip);
         constexpr long together = SPLIT_ROWS / (4 * TILE * PARTS);  // tiles of both strips along the columns
@@ -292,7 +302,7 @@ void multiply_split(const Matrix& matrix, const float* states, long tokens, cons
                     }
                 for (long token = start; token < stop; token += EDGE)
                     for (long group = 0; group < 2 && row + group * EDGE < rows; ++group)
-                        put_turned(found.get() + ((token - start) / EDGE * 2 + group) * EDGE * EDGE, EDGE, EDGE, token, stop - token, row + group * EDGE, target);
+                        put_tile(found.get() + ((token - start) / EDGE * 2 + group) * EDGE * EDGE, token, stop - token, row + group * EDGE, target);
             }
     }
 }
@@ -311,15 +321,15 @@ void glm_multiply_prompt(int kind, const void* weight, const void* scale, long g
     const Int8 int8{static_cast<const int8_t*>(weight), scales, columns, groups};
     const Int4 int4{static_cast<const uint8_t*>(weight), scales, columns, groups};
 #ifdef HAS_TILES
-    if (tiles_allowed && kind == 3) return multiply_split(int8, states, tokens, target, threads);
-    if (tiles_allowed && kind == 4) return multiply_split(int4, states, tokens, target, threads);
+    if (tiles_allowed && kind == 3) return multiply_by_unit(int8, states, tokens, target, threads);
+    if (tiles_allowed && kind == 4) return multiply_by_unit(int4, states, tokens, target, threads);
 #endif
     switch (kind) {
-        case 0: return multiply_turned(Fp32{static_cast<const float*>(weight), columns, 1}, states, tokens, target, threads);
-        case 1: return multiply_turned(Fp16{{halves, columns, 1}}, states, tokens, target, threads);
-        case 2: return multiply_turned(Bf16{{halves, columns, 1}}, states, tokens, target, threads);
-        case 3: return multiply_turned(int8, states, tokens, target, threads);
-        case 4: return multiply_turned(int4, states, tokens, target, threads);
+        case 0: return multiply_many(Fp32{static_cast<const float*>(weight), columns, 1}, states, tokens, target, threads);
+        case 1: return multiply_many(Fp16{{halves, columns, 1}}, states, tokens, target, threads);
+        case 2: return multiply_many(Bf16{{halves, columns, 1}}, states, tokens, target, threads);
+        case 3: return multiply_many(int8, states, tokens, target, threads);
+        case 4: return multiply_many(int4, states, tokens, target, threads);
     }
 }
 }

@@ -146,11 +146,15 @@ class QuantizedLinear(Projection, nn.Module):
         return super().plus(states, residual) if affine is None else affine(self, states, residual)
 
     def _affine(self, states: Tensor) -> Callable[[QuantizedLinear, Tensor, Tensor | None], Tensor] | None:
-        """What `compute` may bring: the product with bias and residual added where it is written (packed.py)."""
-        return getattr(self.compute, "affine", None) if states.dtype == self.bias.dtype == torch.float32 else None
+        """What `compute` may bring: the product with bias and residual added where it is written (packed.py, triton_products.py).
+
+        affine_types: the states that it is for; fp32, if `compute` doesn't say.
+        """
+        served = states.dtype in getattr(self.compute, "affine_types", (torch.float32,))
+        return getattr(self.compute, "affine", None) if served and states.dtype == self.bias.dtype else None
 
     def gated(self, states: Tensor) -> Tensor:
-        if self._affine(states) is not None:
+        if self._affine(states) is not None and states.dtype == torch.float32 and native.has_products(states.device):
             return native.gated(self(states))
         value, gate = self(states).chunk(2, dim=-1)
         # Torch has a gelu for memory without gaps, as one row is, and another one, which rounds otherwise.

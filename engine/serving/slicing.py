@@ -10,7 +10,8 @@ from __future__ import annotations
 
 class Slicer:
     """gap: seconds that a running row may wait from one token to the next while prompts are read; a slice is one layer at
-    least, however long that takes.
+    least, however long that takes, and may take as long as a step: where steps alone are near the gap, or above it, prompts
+    would hardly get on, and their slots stay idle all that time.
 
     `begin` a reading, then ask `until` before each slice and tell `measured` after it; `stepped` tells what a step takes.
     """
@@ -31,7 +32,8 @@ class Slicer:
         """Where the slice ends that begins at `layer`. Nothing is known of the first reading: its first slice is one layer."""
         if self._layer_seconds is None:
             return min(self.layers, layer + 1)
-        count = (self._gap - self._step) / self._layer_seconds if self._layer_seconds > 0 else self.layers
+        seconds = max(self._gap - self._step, self._step)
+        count = seconds / self._layer_seconds if self._layer_seconds > 0 else self.layers
         return min(self.layers, layer + max(1, int(count)))
 
     def measured(self, layers: int, seconds: float) -> None:
