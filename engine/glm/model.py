@@ -109,14 +109,23 @@ class SelfAttention(nn.Module):
         self.query_key_value = linear(config.hidden, 3 * own, config.quantization, False, ranks, **factory)
         self.dense = linear(own, config.hidden, config.quantization, True, ranks, **factory)
 
-    def forward(self, states: Tensor, rotary: Rotary, attention: Attention, residual: Tensor | None = None) -> Tensor:
-        """The residual, if there is one, plus what attention brings."""
+    def forward(
+        self,
+        states: Tensor,
+        rotary: Rotary,
+        attention: Attention,
+        residual: Tensor | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """The residual, if there is one, plus what attention brings; to the `wanted` positions alone, if they are given."""
         batch, length, _ = states.shape
         # (batch, length, heads, 3, head_dim): the three parts of a head lie side by side
         mixed = self.query_key_value(self.ranks.enter(states)).view(batch, length, -1, 3, self.head_dim)
         query, key, value = mixed.unbind(3)
-        context = attention(self.layer, rotate(query, rotary), rotate(key, rotary), value)
-        return summed(self.dense, context.reshape(batch, length, -1), self.ranks, residual)
+        context = attention(self.layer, rotate(query, rotary), rotate(key, rotary), value).reshape(batch, length, -1)
+        if wanted is not None:
+            context, residual = (part if part is None else part[:, wanted] for part in (context, residual))
+        return summed(self.dense, context, self.ranks, residual)
 
 
 class FeedForward(nn.Module):
@@ -149,7 +158,7 @@ class Layer(nn.Module):
     whole: runs the layer in one call where it can, and gives None where it can't (native_layer.py).
     """
 
-    whole: Callable[[Tensor, Rotary, Attention], Tensor | None] | None = None
+    whole: Callable[[Tensor, Rotary, Attention, Tensor | None], Tensor | None] | None = None
 
     def __init__(self, config: Config, layer: int, ranks: Ranks, **factory: Any) -> None:
         super().__init__()
@@ -159,12 +168,13 @@ class Layer(nn.Module):
         self.post_attention_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon, **factory)
         self.mlp = FeedForward(config, ranks, **factory)
 
-    def forward(self, hidden: Tensor, rotary: Rotary, attention: Attention) -> Tensor:
-        found = None if self.whole is None else self.whole(hidden, rotary, attention)
+    def forward(self, hidden: Tensor, rotary: Rotary, attention: Attention, wanted: Tensor | None = None) -> Tensor:
+        """wanted: (n,) positions whose hidden states are asked for; None: all."""
+        found = None if self.whole is None else self.whole(hidden, rotary, attention, wanted)
         if found is not None:
             return found
         states = self.input_layernorm(hidden)
-        hidden = self.attention(states, rotary, attention, states * self.alpha)
+        hidden = self.attention(states, rotary, attention, states * self.alpha, wanted)
         states = self.post_attention_layernorm(hidden)
         return self.mlp(states, states * self.alpha)
 
@@ -224,11 +234,21 @@ class GLM(nn.Module):
         return self.layers[first:last]
 
     def run(
-        self, hidden: Tensor, rotary: Rotary, attention: Attention, first: int = 0, last: int | None = None
+        self,
+        hidden: Tensor,
+        rotary: Rotary,
+        attention: Attention,
+        first: int = 0,
+        last: int | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """Layers first .. last-1 on hidden states."""
-        for layer in self.ready_layers(first, last):
-            hidden = layer(hidden, rotary, attention)
+        """Layers first .. last-1 on hidden states. wanted: (n,) positions that are asked for; of the others the model's last layer
+        only makes keys and values, and (batch, n, hidden) comes back from it."""
+        for number, layer in enumerate(self.ready_layers(first, last), first):
+            if wanted is not None and number == self.config.layers - 1:
+                hidden = layer(hidden, rotary, attention, wanted)
+            else:
+                hidden = layer(hidden, rotary, attention)
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -91,14 +91,16 @@ class NativeLayer:
         matrices = [_matrix(linear, kept) for linear in linears]
         return None if None in matrices else cls(layer, matrices, kept)
 
-    def __call__(self, hidden: Tensor, rotary: Rotary, attention: Attention) -> Tensor | None:
+    def __call__(
+        self, hidden: Tensor, rotary: Rotary, attention: Attention, wanted: Tensor | None = None
+    ) -> Tensor | None:
         if hidden.dtype != torch.float32:
             return None
         rows = getattr(attention, "rows", None)
         if isinstance(rows, CachedRows):
             return self._step(hidden, rotary, rows)
         read = getattr(attention, "read", None)
-        return None if read is None else self._read(hidden, rotary, read)
+        return None if read is None else self._read(hidden, rotary, read, wanted)
 
     def _step(self, hidden: Tensor, rotary: Rotary, rows: CachedRows) -> Tensor:
         cosines, sines = (table.contiguous() for table in rotary)
@@ -114,15 +116,18 @@ class NativeLayer:
         self._library.glm_layer(ctypes.byref(self._layer), ctypes.byref(step), hidden.data_ptr(), out.data_ptr())
         return out
 
-    def _read(self, hidden: Tensor, rotary: Rotary, attend: Attention) -> Tensor:
+    def _read(self, hidden: Tensor, rotary: Rotary, attend: Attention, wanted: Tensor | None) -> Tensor:
         layer, tokens, threads = ctypes.byref(self._layer), hidden.shape[0] * hidden.shape[1], torch.get_num_threads()
         hidden = hidden.contiguous()
-        residual, out = torch.empty_like(hidden), torch.empty_like(hidden)
+        residual = torch.empty_like(hidden)
         query, key, value = (hidden.new_empty(tokens, self._heads, self._head_dim) for _ in range(3))
         inputs = [hidden, *(table.contiguous() for table in rotary), residual, query, key, value]
         addresses = [tensor.data_ptr() for tensor in inputs]
         self._library.glm_before(layer, addresses[0], tokens, *addresses[1:], threads)
         context = attend(self._number, query, key, value)
+        if wanted is not None:
+            context, residual, tokens = context[wanted], residual[:, wanted], len(wanted)
+        out = torch.empty_like(residual)
         self._library.glm_behind(layer, context.data_ptr(), tokens, residual.data_ptr(), out.data_ptr(), threads)
         return out
 

@@ -38,7 +38,7 @@ _Token = tuple[int, int, int, int]  # of a step: its slot, itself, its column an
 @dataclass(slots=True)
 class Part:
     """Tokens that go through the layers together. hidden: (1, tokens, hidden) for prompts, (rows, 1, hidden) for a step; wanted:
-    tokens whose logits are asked for, None for all."""
+    tokens whose logits are asked for, None for all; behind the last layer there are no others."""
 
     hidden: Tensor
     rotary: Rotary
@@ -187,7 +187,7 @@ class Runner:
         total = len(self._model.layers)
         last = total if layers is None else min(total, state.layer + layers)
         for part in state.parts:
-            part.hidden = self._model.run(part.hidden, part.rotary, part.attention, state.layer, last)
+            part.hidden = self._model.run(part.hidden, part.rotary, part.attention, state.layer, last, part.wanted)
         state.layer = last
         return last == total
 
@@ -197,10 +197,7 @@ class Runner:
         assert state.layer == len(self._model.layers)
         if state.found is not None:
             return state.found
-        found = []
-        for part in state.parts:
-            hidden = part.hidden.flatten(0, 1)
-            found.append(self._model.logits(hidden if part.wanted is None else hidden[part.wanted]))
+        found = [self._model.logits(part.hidden.flatten(0, 1)) for part in state.parts]
         logits = found[0] if len(found) == 1 else torch.cat(found)
         return logits if state.order is None else logits[state.order]
 
