@@ -43,6 +43,7 @@ def loaded(folder: Path, quantize: str | None, *, own: bool) -> GLM:
     model = checkpoint.load(folder, quantize=quantize).requires_grad_(False)
     prepack(model)
     if not own:
+        model.whole = None
         for layer in model.layers:
             layer.whole = None
     return model

@@ -200,6 +200,8 @@ class GLM(nn.Module):
         self.word_embeddings = Embedding(config.vocabulary // ranks.size, config.hidden, **factory)
         self.layers = nn.ModuleList(Layer(config, layer, ranks, **factory) for layer in range(config.layers))
         self.final_layernorm = nn.LayerNorm(config.hidden, eps=config.layernorm_epsilon, **factory)
+        # Runs all layers in one call where it can, and gives None where it can't (native_layer.py).
+        self.whole: Callable[[Tensor, Rotary, Attention], Tensor | None] | None = None
         self.head: Callable[[Tensor], Tensor] | None = None  # in place of the product with the embedding
 
     @property
@@ -244,6 +246,10 @@ class GLM(nn.Module):
     ) -> Tensor:
         """Layers first .. last-1 on hidden states. wanted: (n,) positions that are asked for; of the others the model's last layer
         only makes keys and values, and (batch, n, hidden) comes back from it."""
+        if self.whole is not None and (first, last) in ((0, None), (0, self.config.layers)):
+            found = self.whole(hidden, rotary, attention)
+            if found is not None:
+                return found
         for number, layer in enumerate(self.ready_layers(first, last), first):
             if wanted is not None and number == self.config.layers - 1:
                 hidden = layer(hidden, rotary, attention, wanted)

@@ -185,8 +185,8 @@ def library() -> ctypes.CDLL | None:
         product.restype = None
     found.glm_gated.argtypes = [_pointer, _long, _long, _pointer, _int]
     found.glm_gated.restype = None
-    found.glm_layer.argtypes = [_pointer] * 4
-    found.glm_layer.restype = None
+    found.glm_step.argtypes = [_pointer, _long, *[_pointer] * 3]
+    found.glm_step.restype = None
     found.glm_before.argtypes = [_pointer, _pointer, _long, *[_pointer] * 6, _long]
     found.glm_before.restype = None
     found.glm_behind.argtypes = [_pointer, _pointer, _long, _pointer, _pointer, _long]

@@ -1,11 +1,13 @@
-"""A layer by native.py: of a decode step whole, in one call; of prompts what lies before and behind their attention, in two.
+"""Layers by native.py: of a decode step all of them in one call; of prompts what lies before and behind a layer's attention.
 
 layer.whole = NativeLayer.of(layer)     # None where a matrix has another form
+model.whole = NativeLayers.of(model)    # None where a layer has none
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from engine.glm import native
 from engine.glm.eight_bit import EightBitProduct
-from engine.glm.model import Attention, Layer, Linear, Rotary
+from engine.glm.model import GLM, Attention, Layer, Linear, Rotary
 from engine.glm.packed import native_product
 from engine.glm.quantize import QuantizedLinear
 
@@ -61,6 +63,7 @@ class _Step(ctypes.Structure):
         ("tokens", _long),
         ("capacity", _long),
         *((name, _pointer) for name in ("slots", "places", "cosines", "sines", "keys", "values")),
+        ("apart", _long),
         ("halves", _long),
         ("threads", _long),
     )
@@ -75,7 +78,7 @@ class NativeLayer:
         attention, norms = layer.attention, (layer.input_layernorm, layer.post_attention_layernorm)
         self._kept = kept + [tensor.detach() for norm in norms for tensor in (norm.weight, norm.bias)]
         self._number = attention.layer
-        self._layer = _Layer(
+        self.struct = _Layer(
             *(tensor.data_ptr() for tensor in self._kept[-4:]), *matrices, layer.alpha, norms[0].eps, attention.heads
         )
         self._heads, self._head_dim = attention.heads, attention.head_dim
@@ -98,26 +101,12 @@ class NativeLayer:
             return None
         rows = getattr(attention, "rows", None)
         if isinstance(rows, CachedRows):
-            return self._step(hidden, rotary, rows)
+            return _step(ctypes.pointer(self.struct), 1, self._number, hidden, rotary, rows)
         read = getattr(attention, "read", None)
         return None if read is None else self._read(hidden, rotary, read, wanted)
 
-    def _step(self, hidden: Tensor, rotary: Rotary, rows: CachedRows) -> Tensor:
-        cosines, sines = (table.contiguous() for table in rotary)
-        keys, values = rows.keys[self._number], rows.values[self._number]
-        step = _Step(
-            len(hidden),
-            keys.shape[2],
-            *(tensor.data_ptr() for tensor in (rows.slots, rows.columns, cosines, sines, keys, values)),
-            keys.dtype == torch.float16,
-            torch.get_num_threads(),
-        )
-        hidden, out = hidden.contiguous(), torch.empty_like(hidden, memory_format=torch.contiguous_format)
-        self._library.glm_layer(ctypes.byref(self._layer), ctypes.byref(step), hidden.data_ptr(), out.data_ptr())
-        return out
-
     def _read(self, hidden: Tensor, rotary: Rotary, attend: Attention, wanted: Tensor | None) -> Tensor:
-        layer, tokens, threads = ctypes.byref(self._layer), hidden.shape[0] * hidden.shape[1], torch.get_num_threads()
+        layer, tokens, threads = ctypes.byref(self.struct), hidden.shape[0] * hidden.shape[1], torch.get_num_threads()
         hidden = hidden.contiguous()
         residual = torch.empty_like(hidden)
         query, key, value = (hidden.new_empty(tokens, self._heads, self._head_dim) for _ in range(3))
@@ -130,6 +119,43 @@ class NativeLayer:
         out = torch.empty_like(residual)
         self._library.glm_behind(layer, context.data_ptr(), tokens, residual.data_ptr(), out.data_ptr(), threads)
         return out
+
+
+class NativeLayers:
+    """All layers of a model. hidden (rows, 1, hidden), rotary and attention of a step -> hidden behind the last one; None for an
+    attention that doesn't offer CachedRows."""
+
+    def __init__(self, layers: Sequence[NativeLayer]) -> None:
+        self._layers = layers  # which keep what the structs point to
+        self._structs = (_Layer * len(layers))(*(layer.struct for layer in layers))
+
+    @classmethod
+    def of(cls, model: GLM) -> NativeLayers | None:
+        layers = [layer.whole for layer in model.layers]
+        return cls(layers) if all(isinstance(layer, NativeLayer) for layer in layers) else None
+
+    def __call__(self, hidden: Tensor, rotary: Rotary, attention: Attention) -> Tensor | None:
+        rows = getattr(attention, "rows", None)
+        if not isinstance(rows, CachedRows) or hidden.dtype != torch.float32:
+            return None
+        return _step(self._structs, len(self._layers), 0, hidden, rotary, rows)
+
+
+def _step(layers: Any, count: int, first: int, hidden: Tensor, rotary: Rotary, rows: CachedRows) -> Tensor:
+    """`count` layers, of which the first has this number."""
+    cosines, sines = (table.contiguous() for table in rotary)
+    keys, values = rows.keys[first], rows.values[first]
+    step = _Step(
+        len(hidden),
+        keys.shape[2],
+        *(tensor.data_ptr() for tensor in (rows.slots, rows.columns, cosines, sines, keys, values)),
+        keys.nbytes,
+        keys.dtype == torch.float16,
+        torch.get_num_threads(),
+    )
+    hidden, out = hidden.contiguous(), torch.empty_like(hidden, memory_format=torch.contiguous_format)
+    native.library().glm_step(layers, count, ctypes.byref(step), hidden.data_ptr(), out.data_ptr())
+    return out
 
 
 def _matrix(linear: Any, kept: list[Tensor]) -> _Matrix | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from engine.glm import native
 from engine.glm.eight_bit import EightBitProduct, has_onednn
 from engine.glm.model import GLM, Embedding, Linear
-from engine.glm.native_layer import NativeLayer
+from engine.glm.native_layer import NativeLayer, NativeLayers
 from engine.glm.packed import native_product
 from engine.glm.projection import Projection
 from engine.glm.quantize import QuantizedLinear
@@ -145,6 +145,7 @@ def prepack(model: GLM) -> None:
     if native.has_products(model.device):
         for layer in model.layers:
             layer.whole = NativeLayer.of(layer)
+        model.whole = NativeLayers.of(model)
 
 
 def _shorten(embedding: Embedding) -> None:

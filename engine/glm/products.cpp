@@ -169,14 +169,14 @@ struct Int4 {
     const uint8_t* weight;
     const uint16_t* scale;  // fp16 (rows, groups)
     long columns, groups;
-    const char* address(long row, long k) const { return reinterpret_cast<const char*>(weight + (row * columns + k) / 2); }
+    const char* address(long row, long k) const { return reinterpret_cast<const char*>(weight + row * (columns >> 1) + (k >> 1)); }
     Scale scale_of(long row, long group) const {
         const __m512 numbers = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, -8, -7, -6, -5, -4, -3, -2, -1);
         return rounded(_mm512_mul_ps(numbers, _mm512_set1_ps(half(scale[row * groups + group]))));
     }
     template <bool WHOLE>
     void load(long row, long k, Scale table, __m512* out) const {
-        const uint8_t* at = weight + (row * columns + k) / 2;
+        const uint8_t* at = weight + row * (columns >> 1) + (k >> 1);
         const __m128i bytes = WHOLE ? _mm_loadu_si128(reinterpret_cast<const __m128i*>(at)) : _mm_maskz_loadu_epi8(first((columns - k) / 2), at);
         const __m512i both = _mm512_cvtepu8_epi32(bytes);
         out[0] = _mm512_permutexvar_ps(_mm512_srli_epi32(both, 4), table);

@@ -124,13 +124,14 @@ struct GlmLayer {
     long heads;
 };
 
-// keys, values: of this layer, (slots, heads, columns, head_dim), fp32, or fp16 if they are `halves`. Token i of each array is written to column places[i] of slots[i].
+// keys, values: of a layer, (slots, heads, columns, head_dim), fp32, or fp16 if they are `halves`; those of the next layer begin `apart`
+// bytes behind. Token i of each array is written to column places[i] of slots[i].
 struct GlmStep {
     long tokens, capacity;
     const int64_t *slots, *places;
     const float *cosines, *sines;  // (tokens, head_dim); the sines with the sign of their half
-    void *keys, *values;
-    long halves, threads;
+    char *keys, *values;
+    long apart, halves, threads;
 };
 
 // pair: (tokens, 2 * inner), of which the second half is the gate; out: (tokens, inner).
@@ -197,8 +198,7 @@ void glm_behind(const GlmLayer* layer, const float* context, long tokens, const 
     product(layer->down, gated.get(), tokens, beside.get(), out, threads, true);
 }
 
-// hidden, out: (tokens, width).
-void glm_layer(const GlmLayer* layer, const GlmStep* step, const float* hidden, float* out) {
+static void step_layer(const GlmLayer* layer, const GlmStep* step, char* keys, char* values, const float* hidden, float* out) {
     const long tokens = step->tokens, width = layer->mixed.columns, heads = layer->heads, inner = layer->down.columns;
     const long own = layer->dense.columns, head = own / heads;
     const int threads = static_cast<int>(step->threads);
@@ -224,9 +224,9 @@ void glm_layer(const GlmLayer* layer, const GlmStep* step, const float* hidden, 
                 attend_at(from, cosines, sines, keys + start, values + start, place, head, scores.get(), turned.get(), found);
             };
             if (step->halves)
-                run(static_cast<uint16_t*>(step->keys), static_cast<uint16_t*>(step->values));
+                run(reinterpret_cast<uint16_t*>(keys), reinterpret_cast<uint16_t*>(values));
             else
-                run(static_cast<float*>(step->keys), static_cast<float*>(step->values));
+                run(reinterpret_cast<float*>(keys), reinterpret_cast<float*>(values));
         }
     }
     product(layer->dense, context.get(), tokens, residual.get(), middle.get(), threads, false);
@@ -235,5 +235,16 @@ void glm_layer(const GlmLayer* layer, const GlmStep* step, const float* hidden, 
     product(layer->up, states.get(), tokens, nullptr, pair.get(), threads, false);
     glm_gated(pair.get(), tokens, inner, gated.get(), threads);
     product(layer->down, gated.get(), tokens, residual.get(), out, threads, false);
+}
+
+// `count` layers, one after the other, the step's keys and values those of the first. hidden, out: (tokens, width), not the same.
+void glm_step(const GlmLayer* layers, long count, const GlmStep* step, const float* hidden, float* out) {
+    Buffer<float> between = buffer<float>(step->tokens * layers->mixed.columns);
+    for (long number = 0; number < count; ++number) {
+        // The last one writes to `out`.
+        float* to = (count - number) % 2 ? out : between.get();
+        step_layer(layers + number, step, step->keys + number * step->apart, step->values + number * step->apart, hidden, to);
+        hidden = to;
+    }
 }
 }

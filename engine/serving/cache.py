@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -141,20 +143,28 @@ class StepAttention:
         self._columns = torch.tensor(columns, dtype=torch.long, device=cache.device)
         self.rows = CachedRows(cache.keys, cache.values, self._slots, self._columns) if whole else None
         self.read = None if whole else self._read
-        self._runs: list[tuple[slice, slice, int, Tensor | None]] = []
+        assert all(later > earlier for earlier, later in pairwise(slots))
+        self._rows, self._together = (slots, columns), together
+
+    @cached_property
+    def _runs(self) -> list[tuple[slice, slice, int, Tensor | None]]:
+        """Rows that are computed together: which of them, their slots, the longest one, what each sees of that. Whole layers don't
+        ask for it."""
+        slots, columns = self._rows
+        runs: list[tuple[slice, slice, int, Tensor | None]] = []
         first = 0
         for row in range(1, len(slots) + 1):
-            assert row == len(slots) or slots[row] > slots[row - 1]
-            if together and row < len(slots) and slots[row] == slots[row - 1] + 1:
+            if self._together and row < len(slots) and slots[row] == slots[row - 1] + 1:
                 continue
             lengths = [column + 1 for column in columns[first:row]]
             longest = max(lengths)
             visible = None
             if min(lengths) < longest:
-                order = torch.arange(longest, device=cache.device)
+                order = torch.arange(longest, device=self._cache.device)
                 visible = order[None, None, None] <= self._columns[first:row, None, None, None]  # (rows, 1, 1, columns)
-            self._runs.append((slice(first, row), slice(slots[first], slots[row - 1] + 1), longest, visible))
+            runs.append((slice(first, row), slice(slots[first], slots[row - 1] + 1), longest, visible))
             first = row
+        return runs
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         self._cache.append(layer, self._slots, self._columns, key[:, 0], value[:, 0])
