@@ -238,7 +238,7 @@ async def test_ready_means_all_ranks_and_stop_ends_all(folder: Path, meetings: P
     await until(lambda: bool(heard))
     [ready] = heard
     assert isinstance(ready, Ready) and ready.limits.tensor_parallel == 2
-    assert ready.limits.precision == "fp32, int8" and ready.limits.weights_hash == weights_hash(folder)
+    assert ready.limits.precision == "fp32, int8, fp16 cache" and ready.limits.weights_hash == weights_hash(folder)
     began = time.monotonic()
     await replica.close()
     async with asyncio.timeout(DEADLINE):

@@ -17,7 +17,8 @@ namespace {
 constexpr long BLOCK = 2 * LANES;    // rows of the matrix at a time, in two vectors,
 constexpr long MOST = 12;             // times tokens: 24 sums
 constexpr long DEEP = 256;            // columns at a time, so that a core's first cache holds the rows
-constexpr long ACTIVE = 3 << 19;      // bytes of activations at a time, so that its second one holds them
+constexpr long ACTIVE = 3 << 19;      // bytes of activations at a time, so that its second one holds them; but
+constexpr long FEWEST_TOKENS = 132;   // as many: rows are turned again for the next ones
 
 // 32 numbers: the even ones, then the odd ones.
 inline void by_parts(__m512& a, __m512& b) {
@@ -118,7 +119,7 @@ void multiply_many(const Matrix& matrix, const float* states, long tokens, const
     constexpr long STEP = LANES * Matrix::PARTS;
     const long columns = matrix.columns, width = padded(columns, STEP), rows = target.rows;
     const long stride = width + LANES;  // of a token: a power of two would let them push each other out of the first cache
-    const long at_once = std::max(MOST, ACTIVE / (4 * stride) / MOST * MOST), blocks = (rows + BLOCK - 1) / BLOCK;
+    const long at_once = std::max(FEWEST_TOKENS, ACTIVE / (4 * stride) / MOST * MOST), blocks = (rows + BLOCK - 1) / BLOCK;
     Buffer<float> arranged = buffer<float>(tokens * stride);
 #pragma omp parallel num_threads(threads)
     {
@@ -270,7 +271,7 @@ template <typename Matrix>
 void multiply_by_unit(const Matrix& matrix, const float* states, long tokens, const Target& target, int threads) {
     const long columns = matrix.columns, width = padded(columns, DEPTH), chunks = width / DEPTH, rows = target.rows;
     const long strip = chunks * PARTS * TILE;  // numbers of 16 tokens or 16 rows
-    const long at_once = std::max(2 * EDGE, SPLIT_STATES / (4 * strip) * (2 * EDGE));
+    const long at_once = padded(std::max(FEWEST_TOKENS, SPLIT_STATES / (4 * strip) * (2 * EDGE)), 2 * EDGE);
     const long groups = (tokens + EDGE - 1) / EDGE, blocks = (rows + 2 * EDGE - 1) / (2 * EDGE);
     Buffer<uint16_t> split_states = buffer<uint16_t>(groups * strip);
 #pragma omp parallel num_threads(threads)

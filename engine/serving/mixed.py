@@ -106,15 +106,18 @@ def measure_mixed(model: GLM, tokenizer_folder: Path, slots: int, long_prompt: i
 
 
 def _throughput(loop: _Loop, slots: int) -> tuple[float, float]:
-    """The median step with all slots busy and nothing else to do; then all there is, over the whole time."""
+    """The median step with all slots busy and nothing else to do; then all there is, over the whole time from the first such step
+    on: the prompts that fill an empty replica are not a part of its load."""
     for _ in range(slots):
         loop.add_any()
     steps: list[float] = []
     began, before = time.perf_counter(), loop.made
     while loop.number < 4 * slots and time.perf_counter() - began < _AT_MOST:
-        started = time.perf_counter()
+        started, made = time.perf_counter(), loop.made
         plan, ended = loop.step()
         if len(plan.rows) == slots:
+            if not steps:
+                began, before = started, made
             steps.append(time.perf_counter() - started)
         for _ in ended:
             loop.add_any()
