@@ -62,7 +62,8 @@ class EvaluationLog:
         if self._task is None:
             return None
         new, seconds = self._done - self._before, self._clock() - self._began
-        left = round(seconds / new * (self._total - self._done)) if new else None
+        # Lines that were read together tell nothing of the time between them.
+        left = round(seconds / new * (self._total - self._done)) if new and seconds >= 1 else None
         return {
             "task": self._task,
             "number": min(len(self.tasks), self.tasks.index(self._task) + 1 if self._task in self.tasks else 1),

@@ -95,7 +95,6 @@ def test_a_model_in_memory(tmp_path: Path, what: tuple[str, ...], precisions: tu
             assert decode["bandwidth_share"] == pytest.approx(share)
         load = one["mixed"]
         assert load["long_prompt"] == 200 and 0 < load["median_gap"] <= load["p95_gap"] <= load["longest_gap"]
-        assert load["longest_gap"] < load["long_seconds"]  # the others got tokens while it was read
         assert one["first_token_seconds"] >= one["prefill_seconds"] > 0 and one["peak_memory"] > one["weight_bytes"]
 
 
