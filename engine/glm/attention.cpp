@@ -152,9 +152,7 @@ class Room {
     }
 };
 
-}  // namespace
-
-extern "C" {
+// ---- As native_attention.py has them.
 
 // Of a cache's layer: keys, values (slots, heads, capacity, head_dim), fp32, or fp16 if they are `halves`.
 struct GlmCache {
@@ -167,10 +165,6 @@ struct GlmSegment {
     long start, context, slot, branches;
     const int64_t* lengths;
 };
-
-}
-
-namespace {
 
 template <typename Number>
 void attend_segments(const GlmCache& cache, const GlmSegment* segments, long count, const float* query, const float* key, const float* value,

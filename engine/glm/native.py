@@ -85,8 +85,8 @@ def multiply(
     matrix: Matrix, states: Tensor, bias: Tensor | None = None, residual: Tensor | None = None, *, prompt: bool = False
 ) -> Tensor:
     """states (..., columns) times the transposed matrix, plus the bias (rows,) and the residual (..., rows). All fp32 but the
-    matrix. A row's result is the same, to the bit, whatever rows are beside it. prompt: by the matrix unit, if there is one, which
-    is quicker for many rows and sums in another order."""
+    matrix. A row's result is the same, to the bit, whatever rows are beside it. prompt: by the products of
+    prompts.cpp, which are quicker for many rows and sum in another order."""
     flat, out = _flat(states, matrix.columns), states.new_empty(*states.shape[:-1], matrix.rows)
     groups = 1 if matrix.scale is None else matrix.scale.shape[1]
     found = library()

@@ -184,6 +184,20 @@ struct Int4 {
     }
 };
 
+// The matrix of a kind that glm_multiply knows, for the function that is called.
+template <typename Call>
+void with_matrix(int kind, const void* weight, const void* scale, long groups, long columns, Call call) {
+    const auto* halves = static_cast<const uint16_t*>(weight);
+    const auto* scales = static_cast<const uint16_t*>(scale);
+    switch (kind) {
+        case 0: return call(Fp32{static_cast<const float*>(weight), columns, 1});
+        case 1: return call(Fp16{{halves, columns, 1}});
+        case 2: return call(Bf16{{halves, columns, 1}});
+        case 3: return call(Int8{static_cast<const int8_t*>(weight), scales, columns, groups});
+        case 4: return call(Int4{static_cast<const uint8_t*>(weight), scales, columns, groups});
+    }
+}
+
 // ---- Tiles: M activations times ROWS rows of the matrix.
 
 // The lanes of four vectors, added.
@@ -586,16 +600,8 @@ int glm_products() {
 // (rows) and residual (tokens, rows). scale, bias and residual may be null.
 void glm_multiply(int kind, const void* weight, const void* scale, long groups, long rows, long columns, const float* states,
                   long tokens, const float* bias, const float* residual, float* out, int threads) {
-    const auto* halves = static_cast<const uint16_t*>(weight);
-    const auto* scales = static_cast<const uint16_t*>(scale);
     const Target target{out, bias, residual, rows};
-    switch (kind) {
-        case 0: return multiply(Fp32{static_cast<const float*>(weight), columns, 1}, states, tokens, target, threads);
-        case 1: return multiply(Fp16{{halves, columns, 1}}, states, tokens, target, threads);
-        case 2: return multiply(Bf16{{halves, columns, 1}}, states, tokens, target, threads);
-        case 3: return multiply(Int8{static_cast<const int8_t*>(weight), scales, columns, groups}, states, tokens, target, threads);
-        case 4: return multiply(Int4{static_cast<const uint8_t*>(weight), scales, columns, groups}, states, tokens, target, threads);
-    }
+    with_matrix(kind, weight, scale, groups, columns, [&](const auto& matrix) { multiply(matrix, states, tokens, target, threads); });
 }
 
 #ifdef __AVX512VNNI__

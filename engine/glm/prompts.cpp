@@ -316,21 +316,14 @@ extern "C" {
 // As glm_multiply, for the tokens of prompts.
 void glm_multiply_prompt(int kind, const void* weight, const void* scale, long groups, long rows, long columns, const float* states,
                          long tokens, const float* bias, const float* residual, float* out, int threads) {
-    const auto* halves = static_cast<const uint16_t*>(weight);
-    const auto* scales = static_cast<const uint16_t*>(scale);
     const Target target{out, bias, residual, rows};
-    const Int8 int8{static_cast<const int8_t*>(weight), scales, columns, groups};
-    const Int4 int4{static_cast<const uint8_t*>(weight), scales, columns, groups};
+    with_matrix(kind, weight, scale, groups, columns, [&](const auto& matrix) {
 #ifdef HAS_TILES
-    if (tiles_allowed && kind == 3) return multiply_by_unit(int8, states, tokens, target, threads);
-    if (tiles_allowed && kind == 4) return multiply_by_unit(int4, states, tokens, target, threads);
+        using Matrix = std::decay_t<decltype(matrix)>;
+        if constexpr (std::is_same_v<Matrix, Int8> || std::is_same_v<Matrix, Int4>)
+            if (tiles_allowed) return multiply_by_unit(matrix, states, tokens, target, threads);
 #endif
-    switch (kind) {
-        case 0: return multiply_many(Fp32{static_cast<const float*>(weight), columns, 1}, states, tokens, target, threads);
-        case 1: return multiply_many(Fp16{{halves, columns, 1}}, states, tokens, target, threads);
-        case 2: return multiply_many(Bf16{{halves, columns, 1}}, states, tokens, target, threads);
-        case 3: return multiply_many(int8, states, tokens, target, threads);
-        case 4: return multiply_many(int4, states, tokens, target, threads);
-    }
+        multiply_many(matrix, states, tokens, target, threads);
+    });
 }
 }

@@ -185,26 +185,29 @@ void glm_before(const GlmLayer* layer, const float* hidden, long tokens, const f
         }
 }
 
-// The rest of it. context: (tokens, heads * head_dim); out: (tokens, width).
-void glm_behind(const GlmLayer* layer, const float* context, long tokens, const float* residual, float* out, long threads_) {
-    const int threads = static_cast<int>(threads_);
+// What lies behind attention. context: (tokens, heads * head_dim); out: (tokens, width).
+static void behind(const GlmLayer* layer, const float* context, long tokens, const float* residual, float* out, int threads, bool prompt) {
     const long width = layer->mixed.columns, inner = layer->down.columns;
     Buffer<float> states = buffer<float>(tokens * width), middle = buffer<float>(tokens * width), beside = buffer<float>(tokens * width);
     Buffer<float> pair = buffer<float>(tokens * 2 * inner), gated = buffer<float>(tokens * inner);
-    product(layer->dense, context, tokens, residual, middle.get(), threads, true);
+    product(layer->dense, context, tokens, residual, middle.get(), threads, prompt);
     norm(layer, false, middle.get(), tokens, states.get(), beside.get(), threads);
-    product(layer->up, states.get(), tokens, nullptr, pair.get(), threads, true);
+    product(layer->up, states.get(), tokens, nullptr, pair.get(), threads, prompt);
     glm_gated(pair.get(), tokens, inner, gated.get(), threads);
-    product(layer->down, gated.get(), tokens, beside.get(), out, threads, true);
+    product(layer->down, gated.get(), tokens, beside.get(), out, threads, prompt);
+}
+
+// The rest of a prompt's layer.
+void glm_behind(const GlmLayer* layer, const float* context, long tokens, const float* residual, float* out, long threads) {
+    behind(layer, context, tokens, residual, out, static_cast<int>(threads), true);
 }
 
 static void step_layer(const GlmLayer* layer, const GlmStep* step, char* keys, char* values, const float* hidden, float* out) {
-    const long tokens = step->tokens, width = layer->mixed.columns, heads = layer->heads, inner = layer->down.columns;
+    const long tokens = step->tokens, width = layer->mixed.columns, heads = layer->heads;
     const long own = layer->dense.columns, head = own / heads;
     const int threads = static_cast<int>(step->threads);
-    Buffer<float> states = buffer<float>(tokens * width), residual = buffer<float>(tokens * width), middle = buffer<float>(tokens * width);
+    Buffer<float> states = buffer<float>(tokens * width), residual = buffer<float>(tokens * width);
     Buffer<float> mixed = buffer<float>(tokens * 3 * own), context = buffer<float>(tokens * own);
-    Buffer<float> pair = buffer<float>(tokens * 2 * inner), gated = buffer<float>(tokens * inner);
 
     norm(layer, true, hidden, tokens, states.get(), residual.get(), threads);
     product(layer->mixed, states.get(), tokens, nullptr, mixed.get(), threads, false);
@@ -229,12 +232,7 @@ static void step_layer(const GlmLayer* layer, const GlmStep* step, char* keys, c
                 run(reinterpret_cast<float*>(keys), reinterpret_cast<float*>(values));
         }
     }
-    product(layer->dense, context.get(), tokens, residual.get(), middle.get(), threads, false);
-
-    norm(layer, false, middle.get(), tokens, states.get(), residual.get(), threads);
-    product(layer->up, states.get(), tokens, nullptr, pair.get(), threads, false);
-    glm_gated(pair.get(), tokens, inner, gated.get(), threads);
-    product(layer->down, gated.get(), tokens, residual.get(), out, threads, false);
+    behind(layer, context.get(), tokens, residual.get(), out, threads, false);
 }
 
 // `count` layers, one after the other, the step's keys and values those of the first. hidden, out: (tokens, width), not the same.

@@ -96,8 +96,14 @@ class PromptAttention:
     def __init__(self, cache: KeyValueCache, segments: Sequence[Segment]) -> None:
         assert all(segment.slot is None or len(segment.branches) == 1 for segment in segments)
         self._cache, self._segments = cache, segments
-        self._visible = [_branch_mask(segment, cache.device) for segment in segments]
-        self._native = Segments([(segment.context, segment.branches, segment.slot) for segment in segments])
+
+    @cached_property
+    def _visible(self) -> list[Tensor | None]:
+        return [_branch_mask(segment, self._cache.device) for segment in self._segments]
+
+    @cached_property
+    def _native(self) -> Segments:
+        return Segments([(segment.context, segment.branches, segment.slot) for segment in self._segments])
 
     def __call__(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         context = torch.empty_like(query)
